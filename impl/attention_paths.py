@@ -1,0 +1,107 @@
+"""Which way attention goes, and the fused way: torch's flash kernel, where it is right and where it pays.
+
+The kernel holds O(n) memory where the formula holds n × m scores. It is wrong or different where
+- an entry is NaN or inf: NaN in q comes out as zeros, NaN in a masked slot leaks;
+- a query may look at no key: torch's convention, not ours;
+- a score or a sum of values overflows float32: it divides by Σ exp last, the formula first;
+- causal with n ≠ m: its is_causal is top-left, so it gets the bottom-right mask instead.
+So eager mode reads q, k and v once each and goes the clear way wherever one of these could happen. Under
+torch.compile, vmap and the other functorch transforms nothing can be read, and the clear way is the only one.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from impl.masks import looks
+from impl.precision import values_can_be_read
+
+Path = Literal["clear", "fused"]
+
+# From how many scores n·m per matrix the kernel wins: forward only, forward and backward. A device or dtype that is
+# not listed goes the clear way: either the clear one was faster or nobody has measured the kernel against its contract.
+FUSED_FROM: dict[tuple[str, torch.dtype], tuple[int, int]] = {
+    ("cpu", torch.float32): (1, 1),
+    ("cpu", torch.bfloat16): (1, 1),
+    ("cpu", torch.float16): (1, 1),
+}
+
+
+def attention_path(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float = 1.0,
+    backward: bool = False,
+) -> Path:
+    """The path that `attention` takes for these arguments; `backward` says that only the gradient is wanted.
+
+    >>> q = torch.zeros(1, 1, 512, 64)
+    >>> attention_path(q, q, q), attention_path(q, q, q / 0), attention_path(q.double(), q.double(), q.double())
+    ('fused', 'clear', 'clear')
+    """
+    n, m = q.shape[-2], k.shape[-2]
+    if not values_can_be_read(q) or torch.is_autocast_enabled(q.device.type):
+        return "clear"
+    thresholds = FUSED_FROM.get((q.device.type, q.dtype))
+    if thresholds is None or v.shape[-1] != q.shape[-1] or 0 in (q.numel(), k.numel(), v.numel()):
+        return "clear"  # the kernel wants e = d
+    differentiated = backward or (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
+    if n * m < thresholds[differentiated]:
+        return "clear"
+    return "clear" if _has_empty_row(q, k, mask, is_causal) or _may_overflow(q, k, v, scale) else "fused"
+
+
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool, scale: float
+) -> Tensor:
+    """torch's flash kernel, forward and, through its own autograd, backward. It takes four axes and dense rows."""
+    leading = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    # The kernel's own causal masking saves half the work, and agrees with bottom-right where n = m only.
+    top_left = is_causal and mask is None and q.shape[-2] == k.shape[-2]
+    sees_all = mask is None and q.shape[-2] == 1  # one query, decoding: causal or not, it is the last
+    may_look = None if top_left or sees_all else looks(q, k, mask, is_causal)
+    if may_look is not None:
+        may_look = _mask_with_four_axes(may_look, leading)
+    q, k, v = (_dense_rows(_four_axes(x.expand(*leading, *x.shape[-2:]))) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=may_look, is_causal=top_left, scale=scale)
+    return out.reshape(*leading, *out.shape[-2:])
+
+
+def _has_empty_row(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> bool:
+    if mask is None:
+        return is_causal and q.shape[-2] > k.shape[-2]
+    rows = looks(q, k, mask, True) if is_causal else mask
+    return rows is not None and not bool(rows.any(-1).all())
+
+
+def _may_overflow(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
+    """Whether a partial result of the kernel could pass float32's range. True for NaN: a comparison with it is False."""
+    largest_q, largest_k, largest_v = (
+        torch.linalg.vector_norm(x.detach(), ord=torch.inf).item() for x in (q, k, v)
+    )
+    score = q.shape[-1] * largest_q * largest_k * max(abs(scale), 1.0)
+    total = k.shape[-2] * largest_v
+    limit = torch.finfo(torch.float32).max
+    return not (score < limit and total < limit)
+
+
+def _four_axes(x: Tensor) -> Tensor:
+    return x.reshape(*(1,) * (4 - x.ndim), *x.shape) if x.ndim < 4 else x.flatten(0, x.ndim - 4)
+
+
+def _mask_with_four_axes(mask: Tensor, leading: torch.Size) -> Tensor:
+    """Sizes of 1 are kept, since the kernel copies a mask to floats at the size that it is given."""
+    mask = mask.reshape(*(1,) * (len(leading) + 2 - mask.ndim), *mask.shape)
+    if any(size != 1 for size in mask.shape[:-3]) and mask.ndim > 4:
+        mask = mask.expand(*leading, *mask.shape[-2:])  # axes that become one axis need their full sizes
+    return _four_axes(mask)
+
+
+def _dense_rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,0 +1,510 @@
+"""Formulas, identities and theorems: how a page of the specification is written, and the registry that holds it.
+
+    @formula(rows=i)
+    def linear(X, W, b):
+        return define("Y", (i, c), Sum(W[c, k] * X[i, k], k) + b[c])
+
+    @identity
+    def adjoint():
+        "⟨Wx, y⟩ = ⟨x, Wᵀy⟩."
+        return Eq(Sum(linear(X, W)[i, c] * y[c], c), Sum(X[i, k] * Sum(W[c, k] * y[c], c), k))
+
+A formula's parameters are the tensors of the same names on its page. Calling a formula on other tensors substitutes them
+(and their dimensions) into the definitions; further leading axes of an argument are batch axes of the result.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sympy as sp
+
+from lla_spec.symbols import (
+    DeclarationError,
+    Dim,
+    Index,
+    Label,
+    Tensor,
+    definitions,
+    expand,
+    free_indices,
+    is_input,
+    keep,
+    order,
+    tensors_in,
+    transform,
+)
+
+Argument = Tensor | sp.Expr | None
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A formula applied to arguments (by parameter name; None where it was left out)."""
+
+    formula: Formula
+    arguments: Mapping[str, Argument]
+
+    def tensors(self) -> list[Tensor]:
+        return [value for value in self.arguments.values() if isinstance(value, Tensor)]
+
+
+@dataclass(eq=False)
+class Formula:
+    """A declared formula. Its own names: `entry`, `matrix`, `latex()`, `at(n=2, …)`; calling it applies it to tensors."""
+
+    name: str
+    topic: str
+    parameters: dict[str, Tensor]
+    result: Tensor
+    rows: Index | None = None
+    operation: bool = True
+    differentiable: bool = True
+    doc: str = ""
+    source: str = ""
+    gradient_of: tuple[Formula, str] | None = None  # (f, parameter) where this is one output of f's VJP
+    vjps: dict[str, Formula] = field(default_factory=dict)  # filled by calculus.vjp_formula, one per parameter
+
+    @property
+    def id(self) -> str:
+        return f"{self.topic}.{self.name}"
+
+    @property
+    def entry(self) -> sp.Expr:
+        """One entry of the result in terms of the inputs, at the free indices `self.axes`; parameters at defaults stay."""
+        return expand(self.result.entry)
+
+    @property
+    def axes(self) -> tuple[Index, ...]:
+        return self.result.axes
+
+    @property
+    def matrix(self) -> sp.MatrixExpr:
+        """The textbook's matrix expression: the right side of the page's identity that states one for this formula."""
+        for law in registry.laws.values():
+            if law.matrix is not None and law.left.call is not None and law.left.call.formula is self:
+                return law.matrix
+        raise DeclarationError(f"{self.id}: no identity states a matrix form of it")
+
+    def latex(self) -> str:
+        """The definitions, one a line, as LaTeX."""
+        from lla_spec.printing import definitions_latex
+
+        return definitions_latex(self.result)
+
+    def at(self, **sizes: int) -> sp.Matrix | sp.NDimArray:
+        """The result as an explicit sympy Matrix at the given sizes; what has a default takes it.
+
+        >>> from lla_spec.formulas.attention import attention
+        >>> attention.at(n=2, m=3, d=2, e=1).shape
+        (2, 1)
+        """
+        from lla_spec.printing import explicit
+
+        return explicit(self.with_defaults(), sizes)
+
+    def with_defaults(self) -> Tensor:
+        """The result with every parameter that has a default left out."""
+        optional = {name: None for name, p in self.parameters.items() if p.role and p.role.default is not None}
+        return self(**{**{name: p for name, p in self.parameters.items() if name not in optional}, **optional})
+
+    def __call__(self, *args: Any, over: Index | None = None, **kwargs: Any) -> Tensor:
+        given = self._bind(args, kwargs)
+        if over is not None:
+            first = next(iter(given.values()))
+            if not isinstance(first, Tensor) or first.axes[-1:] != (over,):
+                raise DeclarationError(f"{self.name}: runs over the last axis, but {over} is not the last axis of {first!r}")
+        return _Application(self, given).result()
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Argument]:
+        names = list(self.parameters)
+        if len(args) > len(names):
+            raise DeclarationError(f"{self.name}: takes {len(names)} arguments ({', '.join(names)}), got {len(args)}")
+        by_lower = {name.lower(): name for name in names}
+        given: dict[str, Any] = dict(zip(names, args, strict=False))
+        for key, value in kwargs.items():
+            name = key if key in self.parameters else by_lower.get(key) or ("M" if key == "mask" else key)
+            if name not in self.parameters:
+                raise DeclarationError(f"{self.name}: has no parameter {key}; it has {', '.join(names)}")
+            if name in given:
+                raise DeclarationError(f"{self.name}: {name} was given twice")
+            given[name] = value
+        bound: dict[str, Argument] = {}
+        for name, parameter in self.parameters.items():
+            value = given.get(name)
+            if value is None and (parameter.role is None or parameter.role.default is None):
+                raise DeclarationError(f"{self.name}: {name} is missing and has no default")
+            bound[name] = value if value is None or isinstance(value, Tensor) else sp.sympify(value)
+        return bound
+
+    def __repr__(self) -> str:
+        return f"<formula {self.id}({', '.join(self.parameters)}) -> {self.result!r}>"
+
+
+class _Application:
+    """One call of a formula: its dimensions and indices matched to the arguments', its definitions made anew."""
+
+    def __init__(self, formula: Formula, arguments: dict[str, Argument]) -> None:
+        self.formula, self.arguments = formula, arguments
+        self.dims: dict[sp.Basic, sp.Basic] = {}
+        self.indices: dict[sp.Basic, sp.Basic] = {}
+        self.batch_of: dict[Label, tuple[Index, ...]] = {}
+        self.made: dict[Label, Tensor] = {}
+        for name, argument in arguments.items():
+            if isinstance(argument, Tensor):
+                self._match(name, argument)
+
+    def _match(self, name: str, given: Tensor) -> None:
+        parameter = self.formula.parameters[name]
+        rank = len(parameter.axes)
+        if len(given.axes) < rank:
+            raise DeclarationError(
+                f"{self.formula.name}: {given.name} has {len(given.axes)} axes, but {name} needs {rank} ({parameter!r})"
+            )
+        cut = len(given.axes) - rank
+        self.batch_of[parameter.label] = given.axes[:cut]
+        for axis, actual in zip(parameter.axes, given.axes[cut:], strict=True):
+            bound = self.dims.setdefault(axis.dim, actual.dim)
+            if bound != actual.dim:
+                position = parameter.axes.index(axis) - rank
+                raise DeclarationError(
+                    f"{self.formula.name}: {given.name} has {actual.dim} on axis {position}, "
+                    f"but {axis.dim} is already {bound}"
+                )
+            if axis not in self.indices:
+                taken = actual in self.indices.values() or actual in given.axes[:cut]
+                self.indices[axis] = axis.fresh(actual.dim) if taken else actual
+
+    def _leaf(self, tensor: Tensor, where: tuple[sp.Expr, ...]) -> sp.Expr:
+        for name, parameter in self.formula.parameters.items():
+            if parameter is tensor:
+                argument = self.arguments[name]
+                if argument is None:
+                    assert parameter.role is not None and parameter.role.default is not None
+                    return transform(parameter.role.default, self._leaf, self.dims)
+                return argument if isinstance(argument, sp.Expr) else keep(argument, (*self._batch(tensor), *where))
+        if tensor.label in self.made:
+            return keep(self.made[tensor.label], (*self._batch(tensor), *where))
+        return keep(tensor, where)
+
+    def _batch(self, tensor: Tensor) -> tuple[Index, ...]:
+        return self.batch_of.get(tensor.label, ())
+
+    def _instance(self, template: Tensor) -> Tensor:
+        batch: dict[Index, None] = {}
+        for other in (*tensors_in(template.body or sp.S.Zero), *(template.call.tensors() if template.call else ())):
+            batch.update(dict.fromkeys(self._batch(other)))
+        self.batch_of[template.label] = tuple(batch)
+        axes = [self.indices.setdefault(a, a.fresh(self.dims.get(a.dim, a.dim))) for a in template.axes]
+        body = transform(template.body, self._leaf, {**self.dims, **self.indices})
+        made = Tensor(template.name, (*batch, *axes), body, nonnegative=template.nonnegative)
+        if template.call is not None:
+            made.call = Call(template.call.formula, {n: self._argument(a) for n, a in template.call.arguments.items()})
+        return made
+
+    def _argument(self, argument: Argument) -> Argument:
+        if isinstance(argument, sp.Expr):
+            return transform(argument, self._leaf, {**self.dims, **self.indices})
+        if argument is None or argument.label in self.made:
+            return None if argument is None else self.made[argument.label]
+        for name, parameter in self.formula.parameters.items():
+            if parameter is argument:
+                return self.arguments[name]
+        return argument
+
+    def result(self) -> Tensor:
+        for template in definitions(self.formula.result):
+            self.made[template.label] = self._instance(template)
+        out = self.made[self.formula.result.label]
+        out.call = Call(self.formula, self.arguments)
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Relation:
+    """left = right, or left ≤ right with the non-negative expression that `right - left` is (`because`)."""
+
+    left: Tensor | sp.Basic
+    right: Tensor | sp.Basic
+    kind: str = "="
+    because: sp.Expr | None = None
+
+
+def Eq(left: Any, right: Any) -> Relation:
+    """The equation left = right, entry by entry."""
+    return Relation(*(s if isinstance(s, Tensor) else sp.sympify(s) for s in (left, right)))
+
+
+def Le(left: Any, right: Any, because: Any = None) -> Relation:
+    """left ≤ right; in a theorem `because` is the certificate: right - left, written so that it is seen to be ≥ 0."""
+    sides = (s if isinstance(s, Tensor) else sp.sympify(s) for s in (left, right))
+    return Relation(*sides, kind="<=", because=None if because is None else sp.sympify(because))
+
+
+@dataclass(frozen=True, eq=False)
+class Hypothesis:
+    """An assumed relation, and `by`: the construction (a tensor for each constrained input) that makes it true."""
+
+    relation: Relation
+    by: Mapping[Tensor, Tensor]
+    slack: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Law:
+    """A statement about formulas: `left` = `right` (or ≤), both tensors over the same dimensions."""
+
+    name: str
+    topic: str
+    kind: str  # "identity" | "theorem"
+    left: Tensor
+    right: Tensor
+    relation: str
+    hypotheses: tuple[Hypothesis, ...]
+    because: Tensor | None
+    matrix: sp.MatrixExpr | None
+    evaluate: str | None
+    corollary_of: str | None
+    doc: str
+    source: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.topic}.{self.name}"
+
+    @property
+    def operation(self) -> str:
+        """The operation it belongs to: the outermost call of its left side (of the right, where the left has none)."""
+        for side in (self.left, self.right):
+            for call in calls(side):
+                formula = call.formula.gradient_of[0] if call.formula.gradient_of else call.formula
+                if formula.operation:
+                    return formula.name
+        raise DeclarationError(f"{self.id}: calls no operation")
+
+    @property
+    def dims(self) -> list[Dim]:
+        """Every elementary dimension of the statement, by name."""
+        found: set[Dim] = set()
+        tensors = [*order(self.left, self.right), *([] if self.because is None else order(self.because))]
+        for tensor in tensors:
+            for expr in (tensor.body, *tensor.blocks):
+                found |= set() if expr is None else {d for d in expr.free_symbols if isinstance(d, Dim)}
+                found |= set() if expr is None else {i.dim for i in expr.atoms(Index)}
+            found |= {axis.dim for axis in tensor.axes}
+        elementary = {part.dim for dim in found for part in dim.parts} | {dim for dim in found if not dim.parts}
+        return sorted(elementary, key=lambda dim: dim.name)
+
+
+def calls(tensor: Tensor) -> Iterator[Call]:
+    """The calls in a tensor's making, outermost first; what a call itself is made of stays hidden."""
+    if tensor.call is not None:
+        yield tensor.call
+        for argument in tensor.call.tensors():
+            yield from calls(argument)
+        return
+    for expr in (tensor.body, *tensor.blocks):
+        for other in [] if expr is None else tensors_in(expr):
+            yield from calls(other)
+
+
+class Registry:
+    """Every formula and law that the pages declare, in their order, by name and by `topic.name`."""
+
+    def __init__(self) -> None:
+        self.formulas: dict[str, Formula] = {}
+        self.laws: dict[str, Law] = {}
+
+    def add_formula(self, made: Formula) -> None:
+        if made.name in self.formulas:
+            raise DeclarationError(
+                f"{made.id}: a formula called {made.name} is already declared at {self.formulas[made.name].source}"
+            )
+        self.formulas[made.name] = made
+
+    def add_law(self, made: Law) -> None:
+        if made.id in self.laws:
+            raise DeclarationError(f"{made.id}: already declared at {self.laws[made.id].source}; choose another name")
+        self.laws[made.id] = made
+
+    def operations(self) -> list[Formula]:
+        return [formula for formula in self.formulas.values() if formula.operation]
+
+    def laws_of(self, operation: str) -> list[Law]:
+        return [law for law in self.laws.values() if law.operation == operation]
+
+
+registry = Registry()
+_assumed: list[Hypothesis] = []  # the hypotheses of the law that is being declared
+
+
+def assume(relation: Relation, *, by: Mapping[Tensor, Any]) -> Tensor:
+    """State a hypothesis of the law being declared; `by` constructs the inputs that it constrains, so that it holds.
+
+    Returns the slack right - left as a tensor (≥ 0 where the relation is ≤), for use in a certificate.
+    """
+    left, right = (side.entry if isinstance(side, Tensor) else side for side in (relation.left, relation.right))
+    axes = sorted(free_indices(left) | free_indices(right), key=str)
+    slack = Tensor("slack", axes, right - left, nonnegative=relation.kind == "<=")
+    built = {t: (v if isinstance(v, Tensor) else Tensor(t.name, t.axes, sp.sympify(v))) for t, v in by.items()}
+    for constrained, construction in built.items():
+        if constrained in inputs_of(construction):
+            raise DeclarationError(f"assume: {constrained.name} is constructed from itself; construct it from a free tensor")
+    _assumed.append(Hypothesis(relation, built, slack))
+    return slack
+
+
+def inputs_of(tensor: Tensor) -> list[Tensor]:
+    return [t for t in order(tensor) if is_input(t)]
+
+
+def formula(function: Any = None, **options: Any) -> Any:
+    """Declare the decorated function as a formula: its parameters are its page's tensors of the same names.
+
+    `rows=i`: all leading axes of the torch tensors run through i. `operation=False`: a formula without a torch function.
+    """
+    if function is None:
+        return lambda f: formula(f, **options)
+    topic, name = _topic(function), function.__name__
+    parameters: dict[str, Tensor] = {}
+    for parameter in inspect.signature(function).parameters:
+        found = function.__globals__.get(parameter)
+        if not isinstance(found, Tensor):
+            raise DeclarationError(f"{topic}.{name}: no tensor called {parameter} stands on its page")
+        parameters[parameter] = found
+    with _naming(topic, name):
+        result = function(**parameters)
+        if not isinstance(result, Tensor):
+            raise DeclarationError(f"must return define(name, axes, body), got {type(result).__name__}")
+        _check_names(result, parameters)
+    made = Formula(name, topic, parameters, _own(result), doc=_doc(function), source=_source(function), **options)
+    registry.add_formula(made)
+    return made
+
+
+def _own(result: Tensor) -> Tensor:
+    """The result as the formula's own definition, where the function returned another formula's call as it was."""
+    return result if result.call is None else Tensor(result.name, result.axes, result.entry)
+
+
+def _check_names(result: Tensor, parameters: Mapping[str, Tensor]) -> None:
+    for tensor in order(result):
+        if is_input(tensor) and tensor not in parameters.values():
+            raise DeclarationError(f"uses {tensor!r}, which is not one of its parameters ({', '.join(parameters)})")
+    names: dict[str, Tensor] = {}
+    for tensor in _visible(result):
+        if names.setdefault(tensor.name, tensor) is not tensor:
+            raise DeclarationError(f"two tensors are called {tensor.name}; rename one")
+
+
+def _visible(tensor: Tensor) -> list[Tensor]:
+    """The tensors that a declaration itself names: the insides of its calls are not among them."""
+    found: dict[Label, Tensor] = {}
+
+    def visit(t: Tensor) -> None:
+        if t.label in found:
+            return
+        found[t.label] = t
+        body = [] if t.body is None else tensors_in(t.body)
+        for other in t.call.tensors() if t.call else body:
+            visit(other)
+
+    visit(tensor)
+    return list(found.values())
+
+
+def identity(function: Any = None, *, evaluate: str | None = None, corollary_of: str | None = None) -> Any:
+    """Declare the equation that the decorated function returns.
+
+    `evaluate="left"` ("right") says that numerical evaluation may replace the other side's call by this side: the law
+    is what makes that right (softmax.safe, for one). `corollary_of` names the law that this one is an instance of.
+    """
+    if function is None:
+        return lambda f: identity(f, evaluate=evaluate, corollary_of=corollary_of)
+    return _declare(function, "identity", evaluate, corollary_of)
+
+
+def theorem(function: Any = None, *, corollary_of: str | None = None) -> Any:
+    """Declare the inequality that the decorated function returns, with its hypotheses and its certificate."""
+    if function is None:
+        return lambda f: theorem(f, corollary_of=corollary_of)
+    return _declare(function, "theorem", None, corollary_of)
+
+
+def _declare(function: Any, kind: str, evaluate: str | None, corollary_of: str | None) -> Law:
+    topic, name = _topic(function), function.__name__
+    with _naming(topic, name):
+        _assumed.clear()
+        relation = function()
+        hypotheses = tuple(_assumed)
+        _assumed.clear()
+        if not isinstance(relation, Relation):
+            raise DeclarationError(f"must return Eq(left, right) or Le(left, right), got {type(relation).__name__}")
+        if kind == "theorem" and relation.because is None:
+            raise DeclarationError("a theorem needs its certificate: Le(left, right, because=…)")
+        matrix = relation.right if isinstance(relation.right, sp.MatrixExpr) else None
+        left, right = _sides(relation)
+        because = None if relation.because is None else Tensor("because", left.axes, relation.because)
+        law = Law(
+            name, topic, kind, left, right, relation.kind, hypotheses, because, matrix, evaluate, corollary_of,
+            _doc(function), _source(function),
+        )  # fmt: skip
+        assert law.operation
+    registry.add_law(law)
+    return law
+
+
+def _sides(relation: Relation) -> tuple[Tensor, Tensor]:
+    """Both sides as tensors over the same axes."""
+    left, right = relation.left, relation.right
+    if isinstance(right, sp.MatrixExpr):
+        from lla_spec.printing import matrix_entry
+
+        if not isinstance(left, Tensor):
+            raise DeclarationError("a matrix form stands against one formula's call: Eq(call, matrix expression)")
+        return left, Tensor("right", left.axes, matrix_entry(right, *left.axes))
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        if left.shape != right.shape:
+            raise DeclarationError(f"left is over {left.shape} and right over {right.shape}")
+        return left, right
+    exprs = [side.entry if isinstance(side, Tensor) else side for side in (left, right)]
+    free = sorted(free_indices(exprs[0]) | free_indices(exprs[1]), key=str)
+    named = [axis for side in (left, right) if isinstance(side, Tensor) for axis in side.axes]
+    axes = tuple(dict.fromkeys([*named, *free]))  # a side that lacks an axis is the same all along it
+    made = [side if isinstance(side, Tensor) and side.axes == axes else Tensor(name, axes, expr)
+            for side, name, expr in zip((left, right), ("left", "right"), exprs, strict=True)]  # fmt: skip
+    return made[0], made[1]
+
+
+class _naming:
+    """Puts the declaration's name before the message of an error in it."""
+
+    def __init__(self, topic: str, name: str) -> None:
+        self.prefix = f"{topic}.{name}"
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, DeclarationError) and not str(error).startswith(self.prefix):
+            raise DeclarationError(f"{self.prefix}: {error}") from error
+
+
+def _topic(function: Callable[..., Any]) -> str:
+    return function.__module__.rsplit(".", 1)[-1]
+
+
+def _doc(function: Callable[..., Any]) -> str:
+    return inspect.cleandoc(function.__doc__ or "")
+
+
+def _source(function: Callable[..., Any]) -> str:
+    code = function.__code__
+    path = Path(code.co_filename)
+    parts = path.parts
+    start = parts.index("lla_spec") if "lla_spec" in parts else len(parts) - 1
+    return f"{'/'.join(parts[start:])}:{code.co_firstlineno}"

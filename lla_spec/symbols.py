@@ -1,0 +1,472 @@
+"""The alphabet of the specification: dimensions, indices and tensors, all of them real sympy.
+
+    n, d = dims("n d")                      # positive integers
+    i, k = index("i", n), index("k", d)     # an index knows the dimension that it ranges over
+    X = tensor("X", i, k)                   # X ∈ ℝⁿˣᵈ;  X[i, k] is a sympy Indexed
+    Sum(X[i, k]**2, k)                      # a sympy Sum over k = 0 … d-1
+
+`Sum` and `Maximum` rename the index that they bind to one that nobody can write, so a later `subs` can never capture it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy as sp
+from sympy.concrete.expr_with_limits import ExprWithLimits
+
+_keys = itertools.count(1)
+
+
+class DeclarationError(ValueError):
+    """A declaration that contradicts itself; the message names the declaration, the axis and the rule."""
+
+
+class Dim(sp.Symbol):
+    """A dimension: a positive integer. `parts` are the indices that it runs through where it is a sum (m = m₁ + m₂)."""
+
+    __slots__ = ("parts",)
+    parts: tuple[Index, ...]
+
+    def __new__(cls, name: str, parts: tuple[Index, ...] = ()) -> Dim:
+        dim = sp.Symbol.__xnew__(cls, name, integer=True, positive=True)
+        dim.parts = parts
+        return dim
+
+    def __getnewargs_ex__(self) -> Any:
+        return (self.name, self.parts), {}
+
+    def _hashable_content(self) -> tuple[Any, ...]:
+        return (*sp.Symbol._hashable_content(self), self.parts)
+
+    def size(self, sizes: Mapping[str, int]) -> int:
+        """Its value, given the sizes of the declared dimensions by name."""
+        return sum(part.dim.size(sizes) for part in self.parts) if self.parts else int(sizes[self.name])
+
+
+class Index(sp.Symbol):
+    """An index: an integer from 0 to `dim` - 1. A bound index has a `key`, which no user can write."""
+
+    __slots__ = ("dim", "key")
+    dim: Dim
+    key: int
+
+    def __new__(cls, name: str, dim: Dim, key: int = 0) -> Index:
+        # No sign assumption: sympy sets δ(0, k) to zero where k is declared positive.
+        obj = sp.Symbol.__xnew__(cls, name, integer=True)
+        obj.dim, obj.key = dim, key
+        return obj
+
+    def __getnewargs_ex__(self) -> Any:
+        return (self.name, self.dim, self.key), {}
+
+    def _hashable_content(self) -> tuple[Any, ...]:
+        return (*sp.Symbol._hashable_content(self), self.dim, self.key)
+
+    def sort_key(self, order: Any = None) -> Any:
+        return self.class_key(), (3, (self.name, str(self.dim), self.key)), sp.S.One.sort_key(), sp.S.One
+
+    @property
+    def limits(self) -> tuple[Index, int, sp.Expr]:
+        return (self, 0, self.dim - 1)
+
+    def fresh(self, dim: Dim | None = None) -> Index:
+        """A new index over the same dimension (or over `dim`) that equals no other."""
+        return Index(self.name, dim or self.dim, next(_keys))
+
+
+class Label(sp.Symbol):
+    """The symbol under a tensor's name. Two tensors of one name have two labels, so they never mix."""
+
+    __slots__ = ("key", "tensor")
+    tensor: Tensor
+    key: int
+
+    def __new__(cls, name: str, tensor: Tensor, key: int, positive: bool) -> Label:
+        obj = sp.Symbol.__xnew__(cls, name, positive=True) if positive else sp.Symbol.__xnew__(cls, name, real=True)
+        obj.tensor, obj.key = tensor, key
+        return obj
+
+    def __getnewargs_ex__(self) -> Any:
+        return (self.name, self.tensor, self.key, bool(self.is_positive)), {}
+
+    def _hashable_content(self) -> tuple[Any, ...]:
+        return (*sp.Symbol._hashable_content(self), self.key)
+
+    def sort_key(self, order: Any = None) -> Any:
+        return self.class_key(), (4, (self.name, self.key)), sp.S.One.sort_key(), sp.S.One
+
+
+class Maximum(ExprWithLimits):
+    """max over the bound indices of an entry; opaque to calculus, because it has no derivative at ties."""
+
+    def doit(self, **hints: Any) -> sp.Expr:
+        (bound, low, high), *_ = self.limits
+        if not (high.is_Integer and low.is_Integer):
+            return self
+        entry = self.function.doit(**hints)
+        return sp.Max(*[entry.subs(bound, v).doit(**hints) for v in range(int(low), int(high) + 1)])
+
+    def _eval_is_real(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a tensor is as an argument of the operation that torch code implements.
+
+    `argument` is its name in the torch signature; `default` (an expression) is what it is when left out; `batched` is
+    False for what all leading axes share (a weight); `kind` is "real", "mask" (0 or 1, bool in torch) or "scalar".
+    """
+
+    argument: str
+    kind: str = "real"
+    default: sp.Expr | None = None
+    batched: bool = True
+    causal: bool = False
+
+
+class Tensor:
+    """A named array: an input (`body` is None), a definition (name[axes] := body), or a concatenation of `blocks`."""
+
+    def __init__(
+        self,
+        name: str,
+        axes: Sequence[Index] = (),
+        body: Any = None,
+        *,
+        role: Role | None = None,
+        positive: bool = False,
+        nonnegative: bool = False,
+        blocks: tuple[sp.Expr, ...] = (),
+        permutation: bool = False,
+    ) -> None:
+        self.name, self.axes = name, tuple(axes)
+        self.body: sp.Expr | None = None if body is None else sp.sympify(body)
+        self.role, self.positive, self.nonnegative = role, positive, nonnegative or positive
+        self.blocks, self.permutation = blocks, permutation
+        self.call: Any = None  # the formula's call that made it, if one did (language.Call)
+        self.label = Label(name, self, next(_keys), positive)
+        self.base = sp.IndexedBase(self.label)
+        self._validate()
+
+    def _validate(self) -> None:
+        for position, axis in enumerate(self.axes):
+            if not isinstance(axis, Index):
+                raise DeclarationError(f"{self.name}: axis {position} is {axis!r}; an axis is an index(name, dim)")
+        if len(set(self.axes)) < len(self.axes):
+            raise DeclarationError(f"{self.name}: one index stands on two axes {self.axes}; give each axis its own")
+        if any(axis.dim.name == self.name for axis in self.axes):
+            raise DeclarationError(f"{self.name}: a tensor and its dimension share the name {self.name}; rename one")
+        for expr in (self.body, *self.blocks):
+            if expr is not None:
+                allowed = {*self.axes, *(part for axis in self.axes for part in axis.dim.parts)}
+                for free in sorted(free_indices(expr) - allowed, key=str):
+                    raise DeclarationError(
+                        f"{self.name}: index {free} is unbound; sum over it or make it an axis (axes {self.axes})"
+                    )
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        return tuple(axis.dim for axis in self.axes)
+
+    @property
+    def entry(self) -> sp.Expr:
+        """The entry at its own axes, a sympy Indexed (a Symbol where it has no axes)."""
+        return self[self.axes]
+
+    def __getitem__(self, where: Any) -> sp.Expr:
+        where = where if isinstance(where, tuple) else (where,)
+        if len(where) != len(self.axes):
+            raise DeclarationError(
+                f"{self.name}: {len(where)} indices [{', '.join(map(str, where))}] but it has {len(self.axes)} axes "
+                f"({', '.join(f'{a} over {a.dim}' for a in self.axes) or 'none: it is a scalar'})"
+            )
+        for position, (given, axis) in enumerate(zip(where, self.axes, strict=True)):
+            if isinstance(given, Index) and given.dim != axis.dim:
+                raise DeclarationError(
+                    f"{self.name}: axis {position} ranges over {axis.dim}, but index {given} ranges over {given.dim}"
+                )
+        return sp.Indexed(self.base, *where) if self.axes else self.label
+
+    @property
+    def matrix(self) -> sp.MatrixSymbol:
+        """The MatrixSymbol of the same name and shape (two axes only)."""
+        if len(self.axes) != 2:
+            raise DeclarationError(f"{self.name}: .matrix needs 2 axes, it has {len(self.axes)}")
+        return MatrixOf(self)
+
+    # A scalar tensor takes part in arithmetic as the symbol that it is.
+    def _sympy_(self) -> sp.Expr:
+        if self.axes:
+            raise sp.SympifyError(f"{self.name} has axes {self.axes}: write {self.name}{list(self.axes)}")
+        return self.label
+
+    def __add__(self, other: Any) -> sp.Expr:
+        return self._sympy_() + other
+
+    def __sub__(self, other: Any) -> sp.Expr:
+        return self._sympy_() - other
+
+    def __mul__(self, other: Any) -> sp.Expr:
+        return self._sympy_() * other
+
+    def __truediv__(self, other: Any) -> sp.Expr:
+        return self._sympy_() / other
+
+    def __pow__(self, other: Any) -> sp.Expr:
+        return self._sympy_() ** other
+
+    def __neg__(self) -> sp.Expr:
+        return -self._sympy_()
+
+    def __radd__(self, other: Any) -> sp.Expr:
+        return other + self._sympy_()
+
+    def __rsub__(self, other: Any) -> sp.Expr:
+        return other - self._sympy_()
+
+    def __rmul__(self, other: Any) -> sp.Expr:
+        return other * self._sympy_()
+
+    def __rtruediv__(self, other: Any) -> sp.Expr:
+        return other / self._sympy_()
+
+    def __repr__(self) -> str:
+        return f"{self.name}[{', '.join(map(str, self.axes))}]" if self.axes else self.name
+
+    def part(self, name: str) -> Tensor:
+        """The definition called `name` inside the formula that made this tensor, e.g. `attention(Q, K, V).part("P")`."""
+        for found in definitions(self):
+            if found.name == name:
+                return found
+        raise DeclarationError(
+            f"{self.name}: nothing inside is called {name}; there are {[t.name for t in definitions(self)]}"
+        )
+
+
+class MatrixOf(sp.MatrixSymbol):
+    """The MatrixSymbol of a tensor; it remembers the tensor, so that a matrix expression can be read entry by entry."""
+
+    tensor: Tensor
+
+    def __new__(cls, tensor: Tensor) -> MatrixOf:
+        obj = sp.MatrixSymbol.__new__(cls, tensor.label, *tensor.shape)
+        obj.tensor = tensor
+        return obj
+
+    @property
+    def func(self) -> Any:  # sympy rebuilds through func(*args): give back the plain symbol with the new shape
+        return lambda *args: self if args == self.args else sp.MatrixSymbol(*args)
+
+
+def dims(names: str) -> Any:
+    """Dimensions by name, `n, d = dims("n d")`; one name gives one Dim."""
+    made = tuple(Dim(name) for name in names.replace(",", " ").split())
+    return made[0] if len(made) == 1 else made
+
+
+def index(name: str, dim: Dim) -> Index:
+    """An index called `name` that ranges over `dim`."""
+    if not isinstance(dim, Dim):
+        raise DeclarationError(f"index {name}: ranges over {dim!r}; it must range over a dimension made by dims()")
+    return Index(name, dim)
+
+
+def tensor(
+    name: str,
+    *axes: Index,
+    argument: str | None = None,
+    default: Any = None,
+    batched: bool = True,
+    positive: bool = False,
+    nonnegative: bool = False,
+) -> Tensor:
+    """A real tensor. `argument` is its name in torch signatures (lower case of its symbol unless given)."""
+    value = None if default is None else sp.sympify(default)
+    role = Role(argument or name.lower(), default=value, batched=batched)
+    return Tensor(name, axes, role=role, positive=positive, nonnegative=nonnegative)
+
+
+def mask(name: str, *axes: Index, argument: str = "mask", causal: bool = False) -> Tensor:
+    """Who may look at whom: 1 or 0 (bool in torch), 1 everywhere when left out. Proofs let it be any real tensor ≥ 0.
+
+    `causal=True` says that the operation also takes `is_causal`, which multiplies the mask by a lower triangle.
+    """
+    role = Role(argument, kind="mask", default=sp.S.One, causal=causal)
+    return Tensor(name, axes, role=role, nonnegative=True)
+
+
+def scalar(name: str, default: Any = None, *, positive: bool = False) -> Tensor:
+    """A real number that the operation takes as a keyword, such as `scale`."""
+    value = None if default is None else sp.sympify(default)
+    return Tensor(name, role=Role(name, kind="scalar", default=value, batched=False), positive=positive)
+
+
+def permutation(name: str, axis: Index) -> Tensor:
+    """A bijection of the values of `axis`: K[π[j], k] is row π(j) of K."""
+    return Tensor(name, (axis,), role=Role(name, kind="permutation", batched=False), permutation=True)
+
+
+def define(name: str, axes: Sequence[Index], body: Any) -> Tensor:
+    """The definition name[axes] := body."""
+    return Tensor(name, axes, sp.sympify(body))
+
+
+def split(whole: Index, *parts: Index) -> Index:
+    """An index called as `whole` that runs through `parts` one after the other: it declares m = m₁ + m₂."""
+    if len(parts) < 2:
+        raise DeclarationError(f"split {whole}: needs two parts or more, got {len(parts)}")
+    return Index(whole.name, Dim(whole.dim.name, tuple(parts)))
+
+
+def concat(name: str, axes: Sequence[Index], *blocks: Any) -> Tensor:
+    """The concatenation of `blocks` along the one split axis among `axes`, block p written with the p-th part's index.
+
+    `concat("K", (j, k), K1[j1, k], K2[j2, k])` where `j = split(j, j1, j2)`.
+    """
+    along = [axis for axis in axes if axis.dim.parts]
+    if len(along) != 1:
+        raise DeclarationError(f"{name}: concat needs exactly one split axis, got {along} among {tuple(axes)}")
+    if len(blocks) != len(along[0].dim.parts):
+        raise DeclarationError(f"{name}: {len(blocks)} blocks for the {len(along[0].dim.parts)} parts of {along[0]}")
+    return Tensor(name, axes, blocks=tuple(sp.sympify(block) for block in blocks))
+
+
+def split_axis(tensor: Tensor) -> int:
+    """The position of the axis along which a concatenation runs."""
+    return next(position for position, axis in enumerate(tensor.axes) if axis.dim.parts)
+
+
+def Sum(body: Any, *over: Index) -> sp.Expr:
+    """Σ over each index in `over`, from 0 to its dimension - 1, as a sympy Sum whose bound index nobody can write."""
+    return _bind(sp.Sum, body, over)
+
+
+class Kept(sp.Function):
+    """Kept(x, M): x where M is not zero, -∞ where it is. It stands inside a maximum only, where provers do not look."""
+
+    nargs = 2
+
+
+def Max(body: Any, *over: Index, where: Any = None) -> sp.Expr:
+    """The maximum over the indices in `over`, among the entries that the mask `where` keeps (at least one)."""
+    return _bind(Maximum, body if where in (None, 1) else Kept(sp.sympify(body), sp.sympify(where)), over)
+
+
+def _bind(make: Callable[..., sp.Expr], body: Any, over: Sequence[Index]) -> sp.Expr:
+    expr = sp.sympify(body)
+    for position in over:
+        if not isinstance(position, Index):
+            raise DeclarationError(f"{make.__name__}: cannot run over {position!r}; it must be an index(name, dim)")
+        bound = position.fresh()
+        expr = make(expr.xreplace({position: bound}), bound.limits)
+    return expr
+
+
+def sqrt(value: Any) -> sp.Expr:
+    return sp.sqrt(sp.sympify(value))
+
+
+def exp(value: Any) -> sp.Expr:
+    return sp.exp(sp.sympify(value))
+
+
+def log(value: Any) -> sp.Expr:
+    return sp.log(sp.sympify(value))
+
+
+def free_indices(expr: sp.Basic) -> set[Index]:
+    return {symbol for symbol in expr.free_symbols if isinstance(symbol, Index)}
+
+
+def tensors_in(expr: sp.Basic) -> list[Tensor]:
+    """The tensors that an expression names, each once, in the order of their making."""
+    return [label.tensor for label in sorted(expr.atoms(Label), key=lambda label: label.key)]
+
+
+def dependencies(tensor: Tensor) -> list[Tensor]:
+    """The tensors that a definition's body (or a concatenation's blocks) names."""
+    found: dict[Label, Tensor] = {}
+    for expr in (tensor.body, *tensor.blocks):
+        if expr is not None:
+            found.update((t.label, t) for t in tensors_in(expr))
+    return list(found.values())
+
+
+def order(*outputs: Tensor) -> list[Tensor]:
+    """Every tensor that `outputs` rest on, inputs first, each after what it names."""
+    seen: dict[Label, Tensor] = {}
+
+    def visit(tensor: Tensor) -> None:
+        if tensor.label not in seen:
+            for other in dependencies(tensor):
+                visit(other)
+            seen[tensor.label] = tensor
+
+    for output in outputs:
+        visit(output)
+    return list(seen.values())
+
+
+def is_input(tensor: Tensor) -> bool:
+    return tensor.body is None and not tensor.blocks
+
+
+def inputs(*outputs: Tensor) -> list[Tensor]:
+    return [tensor for tensor in order(*outputs) if is_input(tensor)]
+
+
+def definitions(*outputs: Tensor) -> list[Tensor]:
+    return [tensor for tensor in order(*outputs) if not is_input(tensor)]
+
+
+Leaf = Callable[[Tensor, tuple[sp.Expr, ...]], sp.Expr]
+
+
+def transform(expr: sp.Basic, leaf: Leaf, rename: Mapping[sp.Basic, sp.Basic] | None = None) -> Any:
+    """`expr` with every entry T[…] replaced by `leaf(T, indices)`, free symbols renamed, bound indices made fresh.
+
+    `rename` maps indices and dimensions; a bound index over a renamed dimension ranges over the new one.
+    """
+    rename = dict(rename or {})
+    if isinstance(expr, sp.Indexed):
+        return leaf(expr.base.label.tensor, tuple(transform(i, leaf, rename) for i in expr.indices))
+    if isinstance(expr, Label):
+        return leaf(expr.tensor, ())
+    if isinstance(expr, ExprWithLimits):
+        limits = []
+        for bound, *_ in expr.limits:
+            rename[bound] = bound.fresh(rename.get(bound.dim, bound.dim))
+            limits.append(rename[bound].limits)
+        return type(expr)(transform(expr.function, leaf, rename), *limits)
+    if isinstance(expr, sp.Symbol):
+        return rename.get(expr, expr)
+    if not expr.args:
+        return expr
+    return expr.func(*[transform(arg, leaf, rename) for arg in expr.args])
+
+
+def keep(tensor: Tensor, where: tuple[sp.Expr, ...]) -> sp.Expr:
+    """The leaf that changes nothing."""
+    return sp.Indexed(tensor.base, *where) if tensor.axes else tensor.label
+
+
+def body_at(tensor: Tensor, where: Sequence[sp.Expr]) -> sp.Expr:
+    """A definition's body at the given indices, its bound indices fresh."""
+    assert tensor.body is not None
+    return transform(tensor.body, keep, dict(zip(tensor.axes, where, strict=True)))
+
+
+def expand(expr: sp.Basic, stop: Callable[[Tensor], bool] = is_input) -> Any:
+    """`expr` with every definition replaced by its body, until only inputs (or tensors where `stop` holds) remain."""
+
+    def leaf(tensor: Tensor, where: tuple[sp.Expr, ...]) -> sp.Expr:
+        if stop(tensor) or tensor.body is None:
+            return keep(tensor, where)
+        return expand(body_at(tensor, where), stop)
+
+    return transform(expr, leaf)
