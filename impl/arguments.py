@@ -1,4 +1,4 @@
-"""Checked arguments: a refusal is a ValueError that names the operation, the argument, its value, the rule and the axis.
+"""Checked arguments: a refusal is a ValueError that names operation, argument, value, rule and axis.
 
 Every check reads shapes, dtypes and devices, never entries, so torch.compile traces through it.
 """
@@ -52,7 +52,9 @@ def check_axes(operation: str, name: str, x: Tensor, layout: str, *, exactly: bo
     )
 
 
-def check_size(operation: str, of: str, name: str, x: Tensor, axis: int, other: str, y: Tensor, other_axis: int) -> None:
+def check_size(
+    operation: str, of: str, name: str, x: Tensor, axis: int, other: str, y: Tensor, other_axis: int
+) -> None:
     """Axis `axis` of `x` and axis `other_axis` of `y` have one size; `of` is what that size counts."""
     if x.shape[axis] == y.shape[other_axis]:
         return
@@ -79,7 +81,9 @@ def check_mask(operation: str, mask: Tensor | None, shape: tuple[int, ...], like
     if mask.dtype != torch.bool:
         raise ValueError(f"{operation}: mask must be bool, got {mask.dtype}; True = may look")
     if mask.device != like.device:
-        raise ValueError(f"{operation}: mask is on {mask.device} but q is on {like.device}; all arguments share one device")
+        raise ValueError(
+            f"{operation}: mask is on {mask.device} but q is on {like.device}; all arguments share one device"
+        )
     check_axes(operation, "mask", mask, "n, m")
     if _broadcast((tuple(mask.shape), shape)) != shape:
         raise ValueError(
@@ -91,7 +95,8 @@ def check_scale(operation: str, scale: float | None, head_dim: int) -> float:
     """`scale` as a finite float; None means 1/√head_dim (1 where head_dim is 0: every score is then an empty sum)."""
     if scale is None:
         return head_dim**-0.5 if head_dim else 1.0
-    if isinstance(scale, bool) or not isinstance(scale, float | int) or not math.isfinite(scale):
+    # Compared, not math.isfinite: under torch.compile with dynamic shapes a float is symbolic and only compares.
+    if isinstance(scale, bool) or not isinstance(scale, float | int) or not -math.inf < scale < math.inf:
         raise ValueError(f"{operation}: scale must be a finite float or None (1/sqrt(head_dim)), got {scale!r}")
     return float(scale)
 

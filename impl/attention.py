@@ -18,11 +18,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from impl.arguments import check_axes, check_floating, check_grad_output, check_leading, check_mask, check_scale, check_size
+from impl.arguments import (
+    check_axes,
+    check_floating,
+    check_grad_output,
+    check_leading,
+    check_mask,
+    check_scale,
+    check_size,
+)
 from impl.attention_paths import attention_path, fused_attention
-from impl.autograd import KeepsArguments
+from impl.autograd import KeepsArguments, arguments_of
 from impl.masks import looks
-from impl.precision import product, summed_to, values_can_be_read, widened
+from impl.precision import largest_magnitude, product, summed_to, values_can_be_read, widened
 
 
 def attention(
@@ -72,11 +80,11 @@ def attention_vjp(
     scale = _check("attention_vjp", q, k, v, mask, scale)
     shape = (*check_leading("attention_vjp", 2, q=q, k=k, v=v), q.shape[-2], v.shape[-1])
     check_grad_output("attention_vjp", grad_output, shape, "q", q)
-    if attention_path(q, k, v, mask, is_causal=is_causal, scale=scale, backward=True) == "fused":
+    if attention_path(q, k, v, mask, is_causal=is_causal, scale=scale) == "fused":
         with torch.enable_grad():
-            inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-            out = fused_attention(*inputs, mask, is_causal=is_causal, scale=scale)
-            dq, dk, dv = torch.autograd.grad(out, inputs, grad_output)
+            q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+            out = fused_attention(q, k, v, mask, is_causal=is_causal, scale=scale)
+            dq, dk, dv = torch.autograd.grad(out, (q, k, v), grad_output)
         return dq, dk, dv
     return _attention_backward(q, k, v, mask, is_causal, scale, grad_output)
 
@@ -96,15 +104,14 @@ def _check(operation: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
 
 class _Attention(KeepsArguments):
     @staticmethod
-    def forward(
-        q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float
-    ) -> Tensor:
+    def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float) -> Tensor:
         may_look = looks(q, k, mask, is_causal)
         return _looking_sum(_weights(q, k, may_look, scale), v, may_look).to(q.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_attention_backward(*KeepsArguments.arguments(ctx), grad_output), None, None, None)
+        q, k, v, mask, is_causal, scale = arguments_of(ctx)
+        return (*_attention_backward(q, k, v, mask, is_causal, scale, grad_output), None, None, None)
 
 
 def _attention_backward(
@@ -134,8 +141,7 @@ def _weights(q: Tensor, k: Tensor, may_look: Tensor | None, scale: float) -> Ten
     if may_look is None:
         return torch.softmax(scores, -1)
     scores = scores.masked_fill(~may_look, -torch.inf)  # attention.log_mask: a factor 0 is a score of -inf
-    # An empty row is given equal scores, and loses them again below: 0/0 never arises, forward or backward.
-    scores = scores.masked_fill(~may_look.any(-1, keepdim=True), 0.0)
+    # An empty row is 0/0 = NaN in all its entries, and all of them are masked: zeros, forward and backward.
     return torch.softmax(scores, -1).masked_fill(~may_look, 0.0)
 
 
@@ -145,10 +151,10 @@ def _looking_sum(weights: Tensor, values: Tensor, may_look: Tensor | None) -> Te
     0·NaN is NaN, so a plain product would let a masked slot leak. Values that are not finite are therefore taken out
     of the product, and put back in the entries that look at one: NaN, or inf of the value's sign (weights ≥ 0).
     """
-    if may_look is None or (values_can_be_read(values) and bool(values.isfinite().all())):
+    if may_look is None or (values_can_be_read(values) and largest_magnitude(values) < torch.inf):
         return product(weights, values)
     finite_part = product(weights, values.masked_fill(~values.isfinite(), 0.0))
-    # NaN counts as both +inf and -inf: their sum is NaN again.
+    # A NaN counts as +inf and as -inf, and their sum is NaN again.
     infinite = torch.cat([~(values < torch.inf), ~(values > -torch.inf)], -1)
     up, down = (product(may_look.to(weights.dtype), infinite.to(weights.dtype)) > 0).chunk(2, -1)
-    return finite_part.masked_fill(up & ~down, torch.inf).masked_fill(down & ~up, -torch.inf).masked_fill(up & down, torch.nan)
+    return finite_part + torch.where(up, torch.inf, 0.0) + torch.where(down, -torch.inf, 0.0)

@@ -21,9 +21,13 @@ class KeepsArguments(Function):
         ctx.constants = tuple(None if isinstance(x, Tensor) else x for x in inputs)
 
     @staticmethod
-    def arguments(ctx: Any) -> tuple[Any, ...]:
-        """What forward was called with."""
-        return tuple(
-            constant if tensor is None else tensor
-            for tensor, constant in zip(ctx.saved_tensors, ctx.constants, strict=True)
-        )
+    def backward(ctx: Any, grad_output: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  one result
+        raise NotImplementedError
+
+
+def arguments_of(ctx: Any) -> tuple[Any, ...]:
+    """What forward was called with, in order."""
+    return tuple(
+        constant if tensor is None else tensor
+        for tensor, constant in zip(ctx.saved_tensors, ctx.constants, strict=True)
+    )

@@ -12,13 +12,12 @@ copies, are kept for the backward pass. A sum over an axis of size 0 is 0.
 import math
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from impl.arguments import check_axes, check_floating, check_grad_output, check_leading, check_size
-from impl.autograd import KeepsArguments
-from impl.precision import product, summed_to, widened
+from impl.autograd import KeepsArguments, arguments_of
+from impl.precision import accumulator, product, summed_to, widened
 
 
 def matmul(a: Float[Tensor, "*#batch n k"], b: Float[Tensor, "*#batch k m"]) -> Float[Tensor, "*batch n m"]:
@@ -67,7 +66,9 @@ def weighted_average_vjp(
 ) -> tuple[Float[Tensor, "*#batch n m"], Float[Tensor, "*#batch m e"]]:
     """(dweights, dv) = (G Vᵀ, weightsᵀ G)."""
     leading = _check_weighted_average("weighted_average_vjp", weights, v)
-    check_grad_output("weighted_average_vjp", grad_output, (*leading, weights.shape[-2], v.shape[-1]), "weights", weights)
+    check_grad_output(
+        "weighted_average_vjp", grad_output, (*leading, weights.shape[-2], v.shape[-1]), "weights", weights
+    )
     return _grad_a(weights, v, grad_output), _grad_b(weights, v, grad_output)
 
 
@@ -136,7 +137,7 @@ class _Matmul(KeepsArguments):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        a, b = KeepsArguments.arguments(ctx)
+        a, b = arguments_of(ctx)
         needs_a, needs_b = ctx.needs_input_grad
         return _grad_a(a, b, grad_output) if needs_a else None, _grad_b(a, b, grad_output) if needs_b else None
 
@@ -157,7 +158,7 @@ class _Linear(KeepsArguments):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight, _ = KeepsArguments.arguments(ctx)
+        x, weight, _ = arguments_of(ctx)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
             _grad_x(weight, grad_output) if needs_x else None,
@@ -176,7 +177,8 @@ def _grad_weight(x: Tensor, grad_output: Tensor) -> Tensor:
 
 
 def _grad_bias(grad_output: Tensor) -> Tensor:
-    return widened(_as_rows(grad_output)).sum(0).to(grad_output.dtype)  # linear.vjp_bias
+    total = _as_rows(grad_output).sum(0, dtype=accumulator(grad_output.dtype))  # linear.vjp_bias
+    return total.to(grad_output.dtype)
 
 
 def _as_rows(x: Tensor) -> Tensor:

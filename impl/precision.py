@@ -40,7 +40,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     obeyed; impl's contract is stated for their defaults.
     """
     a, b = widened(a), widened(b)
-    if torch.is_autocast_enabled(a.device.type):
+    if not a.is_meta and torch.is_autocast_enabled(a.device.type):
         with torch.autocast(a.device.type, enabled=False):
             return a @ b
     return a @ b
@@ -57,3 +57,14 @@ def values_can_be_read(x: Tensor) -> bool:
     torch has no public question for an active functorch transform; `Function.apply` asks this same one.
     """
     return not x.is_meta and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
+def largest_magnitude(x: Tensor) -> float:
+    """max |x| as a Python float, NaN if any entry is, 0 if there is none: below inf exactly where x is finite.
+
+    One read of x by aminmax; `x.isfinite().all()` and `linalg.vector_norm` take 15 to 20 times as long on CPU.
+    """
+    if x.numel() == 0:
+        return 0.0
+    low, high = torch.aminmax(x.detach())
+    return max(-low.item(), high.item())

@@ -1,8 +1,8 @@
 """What impl promises: the contract per operation, dtype and path, and every policy.
 
-A contract bounds the rounding (`strict`: sums in at least float32, one rounding; `fused`: in 16 bits attention's weights
-may be rounded before P V, and partial gradients kept, as every fused kernel does). A policy says what is given where
-the formula says nothing.
+A contract bounds the rounding. `strict`: sums in at least float32, one rounding. `fused`: in 16 bits attention may
+round its weights before P V and keep partial gradients in 16 bits, as every fused kernel does. A policy says what is
+given where the formula says nothing.
 """
 
 from typing import Any
@@ -11,10 +11,10 @@ __version__ = "0.1.0"
 
 _OVERFLOW = {"overflow": "inf"}  # a result beyond the dtype's range is ±inf, as the last rounding makes it
 
-# The clear path of attention is strict in every dtype. The fused one meets strict in float32 and fused in 16 bits, and
-# callers do not choose the path in eager mode: so 16 bits promises what the weaker path keeps.
+# The clear path of attention is strict in every dtype. The fused one, which eager mode takes from a certain size on
+# (attention_paths), meets strict in float32 and fused in bfloat16: a dtype promises what the weaker of its paths keeps.
 _ATTENTION: dict[str, Any] = {
-    "contract": {"fp64": "strict", "fp32": "strict", "bf16": "fused", "fp16": "fused"},
+    "contract": {"fp64": "strict", "fp32": "strict", "bf16": "fused", "fp16": "strict"},
     "policies": {
         **_OVERFLOW,
         "fully_masked_row": "zeros",

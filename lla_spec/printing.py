@@ -8,8 +8,9 @@ from typing import Any
 import sympy as sp
 from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.printing.latex import LatexPrinter
+from sympy.printing.str import StrPrinter
 
-from lla_spec.symbols import DeclarationError, Dim, Index, Max, MatrixOf, Sum, Tensor, definitions, expand
+from lla_spec.symbols import DeclarationError, Dim, Index, MatrixOf, Sum, Tensor, definitions, expand
 
 
 class RowSoftmax(sp.MatrixExpr):
@@ -134,4 +135,42 @@ def definitions_latex(result: Tensor) -> str:
     return " \\\\\n".join(f"{latex(t.entry)} := {latex(t.body)}" for t in definitions(result) if t.body is not None)
 
 
-__all__ = ["Max", "RowSoftmax", "definitions_latex", "explicit", "latex", "matrix_entry", "row_softmax"]
+class _Plain(StrPrinter):
+    """One line for a terminal: O[i, c] = Σ_j P[i, j]·V[j, c]."""
+
+    def _print_Index(self, expr: Index) -> str:
+        return expr.name
+
+    def _over(self, symbol: str, expr: ExprWithLimits) -> str:
+        names = ",".join(limit[0].name for limit in expr.limits)
+        return f"{symbol}_{names} {self.parenthesize(expr.function, 45)}"
+
+    def _print_Sum(self, expr: sp.Sum) -> str:
+        return self._over("Σ", expr)
+
+    def _print_Maximum(self, expr: Any) -> str:
+        return self._over("max", expr)
+
+    def _print_Kept(self, expr: Any) -> str:
+        return self._print(expr.args[0])
+
+    def _print_Mul(self, expr: sp.Mul) -> str:
+        return super()._print_Mul(expr).replace("*", "·")
+
+    def _print_Pow(self, expr: sp.Pow, rational: bool = False) -> str:
+        return super()._print_Pow(expr, rational=rational).replace("**", "^").replace("sqrt", "√")
+
+
+def plain(result: Tensor) -> str:
+    """The definitions that make `result`, on one line of plain text.
+
+    >>> from lla_spec.formulas.linear import matmul
+    >>> plain(matmul.result)
+    'C[i, j] = Σ_k A[i, k]·B[k, j]'
+    """
+    printer = _Plain()
+    lines = [f"{printer.doprint(t.entry)} = {printer.doprint(t.body)}" for t in definitions(result) if t.body is not None]
+    return "; ".join(lines)
+
+
+__all__ = ["RowSoftmax", "definitions_latex", "explicit", "latex", "matrix_entry", "plain", "row_softmax"]

@@ -92,7 +92,7 @@ def lse_shift():
     return Eq(logsumexp(define("x'", (i, j), x[i, j] + c[i])), define("L+c", (i,), logsumexp(x)[i] + c[i]))
 
 
-@identity
+@identity(evaluate="right")
 def lse_gradient():
     """The gradient of logsumexp is softmax: dx = dL · P."""
     dL = tensor("dL", i)

@@ -1,0 +1,5 @@
+"""`python -m lla_spec` is the command `lla-spec`."""
+
+from lla_spec.cli import main
+
+main()

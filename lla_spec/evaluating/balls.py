@@ -1,0 +1,190 @@
+"""Rigorous balls (Arb, Johansson 2017, through python-flint): every result encloses the exact one.
+
+Inputs are float64 and exact. They judge fp64 under test, and float64 itself. Numbers are object arrays of `arb`; masks stay
+arrays of float64 zeros and ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import flint
+import numpy as np
+from flint import arb, arb_mat, fmpq
+
+from lla_spec.evaluating.plan import Move, Plan
+
+Array = np.ndarray
+DEFAULT_BITS = 128
+
+
+@dataclass(frozen=True)
+class Enclosure:
+    """The exact result lies within `radius` of `high + low`, entry by entry; `high` is the nearest float64.
+
+    `rounded` is True where every number of the ball rounds to `high`: there `high` is the correctly rounded result.
+    """
+
+    high: Array
+    low: Array
+    radius: Array
+    rounded: Array
+
+
+@contextmanager
+def precision(bits: int) -> Iterator[None]:
+    """Balls are computed with `bits` bits of midpoint inside; the setting of flint is put back."""
+    before = flint.ctx.prec
+    flint.ctx.prec = bits
+    try:
+        yield
+    finally:
+        flint.ctx.prec = before
+
+
+def enclose(plan: Plan, inputs: Mapping[str, Any], bits: int = DEFAULT_BITS) -> dict[str, Enclosure]:
+    """The results of a plan, enclosed. Entries whose ball is not finite (an exact infinity apart) have radius inf."""
+    with precision(bits):
+        return {name: enclosure(values) for name, values in plan.run(Balls(), inputs).items()}
+
+
+def enclosure(values: Array) -> Enclosure:
+    """Balls as float64 pairs, under the precision that they were computed with."""
+    flat = [_pair(value) for value in np.asarray(values, dtype=object).ravel().tolist()]
+    columns: list[Array] = [np.array([pair[k] for pair in flat], dtype=np.float64) for k in range(3)]
+    shape = np.shape(values)
+    rounded = np.array([pair[3] for pair in flat], dtype=bool)
+    return Enclosure(*(column.reshape(shape) for column in columns), rounded=rounded.reshape(shape))
+
+
+def _pair(value: Any) -> tuple[float, float, float, bool]:
+    ball = value if isinstance(value, arb) else arb(float(value))
+    middle = ball.mid()
+    high = float(middle)
+    if not ball.is_finite():
+        exact = ball.is_exact() or high != high
+        return high, 0.0, 0.0 if exact else float("inf"), exact
+    low = float(middle - arb(high)) if np.isfinite(high) else 0.0
+    radius = ball - arb(high) - arb(low) if np.isfinite(high) else arb(0)
+    return high, low, _above(radius), float(ball.lower()) == float(ball.upper())
+
+
+def _above(ball: arb) -> float:
+    """A float64 that is no smaller than any |number| of the ball."""
+    bound = ball.abs_upper()
+    return 0.0 if bound.is_zero() else float(np.nextafter(float(bound), np.inf))
+
+
+class Balls:
+    """The domain of balls. Run it under `precision(bits)`."""
+
+    def input(self, array: Array, kind: str) -> Array:
+        return array.astype(np.float64) if kind == "mask" else _boxed(map(arb, array.ravel().tolist()), array.shape)
+
+    def number(self, value: Fraction) -> Array:
+        return _boxed([arb(fmpq(value.numerator, value.denominator))], ())
+
+    def move(self, function: Move, *values: Array) -> Array:
+        return function(*values)
+
+    def add(self, a: Array, b: Array) -> Array:
+        return _array(np.add(a, b))
+
+    def negate(self, a: Array) -> Array:
+        return _array(np.negative(a))
+
+    def multiply(self, a: Array, b: Array) -> Array:
+        return _array(np.multiply(a, b))
+
+    def mask(self, a: Array, mask: Array) -> Array:
+        product = _array(np.multiply(a, _balls(mask)))
+        return np.where(_is_zero(mask), arb(0), product)
+
+    def keep(self, a: Array, mask: Array) -> Array:
+        return np.where(_is_zero(mask), arb("-inf"), a)
+
+    def power(self, a: Array, exponent: Fraction) -> Array:
+        return _each(_power(exponent), a)
+
+    def exp(self, a: Array, shifted: int) -> Array:
+        return _each(arb.exp, a)
+
+    def log(self, a: Array) -> Array:
+        return _each(arb.log, a)
+
+    def sum(self, a: Array, axes: int) -> Array:
+        total = _balls(a)
+        for _ in range(axes):
+            total = _array(np.add.reduce(total, axis=-1, initial=arb(0)))
+        return total
+
+    def maximum(self, a: Array, axes: int) -> Array:
+        rows = a.reshape(*a.shape[: a.ndim - axes], -1)
+        largest = [_largest(row) for row in rows.reshape(-1, rows.shape[-1]).tolist()] if rows.size else []
+        return _boxed(largest or [arb("-inf")] * int(np.prod(rows.shape[:-1])), rows.shape[:-1])
+
+    def contract(self, a: Array, b: Array) -> Array:
+        a, b = _balls(a), _balls(b)
+        lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        out = np.empty((*lead, a.shape[-2], b.shape[-1]), dtype=object)
+        left = np.broadcast_to(a, (*lead, *a.shape[-2:]))
+        right = np.broadcast_to(b, (*lead, *b.shape[-2:]))
+        for where in np.ndindex(*lead):
+            out[where] = _matrix_product(left[where], right[where])
+        return out
+
+    def edge(self, a: Array, kind: str) -> Array:
+        return a
+
+
+def _matrix_product(a: Array, b: Array) -> Array:
+    (rows, inner), columns = a.shape, b.shape[1]
+    if not inner:
+        return _boxed([arb(0)] * (rows * columns), (rows, columns))
+    product = arb_mat(rows, inner, a.ravel().tolist()) * arb_mat(inner, columns, b.ravel().tolist())
+    return _boxed(product.entries(), (rows, columns))
+
+
+def _boxed(values: Any, shape: Sequence[int]) -> Array:
+    listed = list(values)
+    box = np.empty(len(listed), dtype=object)
+    box[:] = listed
+    return box.reshape(shape)
+
+
+def _array(value: Any) -> Array:
+    """numpy gives a bare object back where the result has no axes."""
+    return value if isinstance(value, np.ndarray) else _boxed([value], ())
+
+
+def _balls(array: Array) -> Array:
+    return array if array.dtype == object else _boxed(map(arb, array.ravel().tolist()), array.shape)
+
+
+def _each(function: Callable[[Any], Any], array: Array) -> Array:
+    return _boxed(map(function, _balls(array).ravel().tolist()), array.shape)
+
+
+def _is_zero(mask: Array) -> Array:
+    return np.equal(mask, 0).astype(bool)
+
+
+def _largest(row: list[Any]) -> Any:
+    largest = row[0]
+    for value in row[1:]:
+        largest = largest.max(value)
+    return largest
+
+
+def _power(exponent: Fraction) -> Callable[[Any], Any]:
+    if exponent == Fraction(1, 2):
+        return arb.sqrt
+    if exponent == Fraction(-1, 2):
+        return arb.rsqrt
+    if exponent.denominator == 1:
+        return lambda ball: ball ** int(exponent)
+    return lambda ball: ball ** arb(fmpq(exponent.numerator, exponent.denominator))

@@ -1,0 +1,391 @@
+"""From a declaration to a plan: sympy is read once, every later evaluation is array code.
+
+A compiled expression is a `Value`: a register and the indices that its axes stand for. Renaming an index costs nothing,
+and two steps that do the same to the same registers are one (so exp(x[i, l]) and exp(x[i, j]) are computed once).
+Calls are compiled through `rewrites`: where a law says that a formula may be computed as another one, it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import sympy as sp
+
+from lla_spec.calculus import vjp_formula
+from lla_spec.evaluating import layout
+from lla_spec.evaluating.plan import Input, Plan, Step
+from lla_spec.evaluating.rewrites import rewrite_of
+from lla_spec.language import Formula
+from lla_spec.symbols import DeclarationError, Dim, Index, Kept, Label, Maximum, Tensor, inputs, is_input, split_axis
+
+
+@dataclass(frozen=True)
+class Value:
+    """A register and what its axes (after the batch axes) range over.
+
+    `mask`: all entries are 0 or 1. `peak`: how many axes a maximum inside was taken over (0: there is none).
+    """
+
+    register: int
+    axes: tuple[Index, ...] = ()
+    mask: bool = False
+    peak: int = 0
+
+
+def compile_results(results: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None = None) -> Plan:
+    """One plan for several results. Inputs are known by their parameter name, or else by their tensor's own name.
+
+    A definition or call among `parameters` is an input as well: its value is given, what it is made of is not looked at.
+    """
+    compiler = _Compiler({tensor.label: name for name, tensor in (parameters or {}).items()})
+    return compiler.plan(results)
+
+
+@functools.lru_cache(maxsize=None)
+def compile_formula(formula: Formula, omitted: frozenset[str] = frozenset()) -> Plan:
+    """The plan of a formula's result, named as its tensor; parameters in `omitted` take their defaults."""
+    return compile_results({formula.result.name: _applied(formula, omitted)}, formula.parameters)
+
+
+@functools.lru_cache(maxsize=None)
+def compile_vjp(formula: Formula, wrt: tuple[str, ...], omitted: frozenset[str] = frozenset()) -> Plan:
+    """One plan for the gradients with respect to `wrt`; its inputs are the formula's and "grad_output"."""
+    gradients = {name: vjp_formula(formula, name) for name in wrt}
+    seed = Tensor(f"d{formula.result.name}", formula.result.axes)
+    results = {}
+    for name, gradient in gradients.items():
+        seed_name = list(gradient.parameters)[-1]
+        results[name] = _applied(gradient, omitted, {seed_name: seed})
+    return compile_results(results, {**formula.parameters, "grad_output": seed})
+
+
+def _applied(formula: Formula, omitted: frozenset[str], replaced: Mapping[str, Tensor] | None = None) -> Tensor:
+    arguments = {name: None if name in omitted else p for name, p in formula.parameters.items()}
+    return formula(**{**arguments, **(replaced or {})})
+
+
+class _Compiler:
+    def __init__(self, names: Mapping[Label, str]) -> None:
+        self.names = names
+        self.steps: list[Step] = []
+        self.inputs: list[Input] = []
+        self.known: dict[Any, int] = {}  # what a step does, to its register
+        self.tensors: dict[Label, Value] = {}
+        self.open: list[Formula] = []  # the formulas whose rewrites are being compiled, outermost first
+        self.wanted: tuple[Index, ...] = ()  # the axes of the definition that is being compiled
+        self.registers = 0
+
+    def plan(self, results: Mapping[str, Tensor]) -> Plan:
+        found = {}
+        for name, tensor in results.items():
+            value = self.tensor(tensor, outermost=True)
+            found[name] = self.spread(value, tensor.axes)
+        return Plan(self.inputs, self.steps, found, self.registers)
+
+    # ---- registers
+
+    def emit(self, name: str, operands: Sequence[int], run: Callable[..., Any], *detail: Any) -> int:
+        """The register of a step; `detail` is all that `run` depends on besides its operands."""
+        key = (name, tuple(operands), detail)
+        if key not in self.known:
+            self.known[key] = self.registers
+            self.steps.append(Step(name, self.registers, tuple(operands), run))
+            self.registers += 1
+        return self.known[key]
+
+    def method(self, name: str, operands: Sequence[int], *detail: Any) -> int:
+        """A step that is one method of the domain."""
+        return self.emit(name, operands, lambda domain, _, *values: getattr(domain, name)(*values, *detail), *detail)
+
+    def move(self, move: layout.Move, *operands: int) -> int:
+        """A step that only moves entries; `move` is hashable and is given the sizes and the arrays."""
+        return self.emit("move", operands, lambda d, sizes, *values: d.move(functools.partial(move, sizes), *values), move)
+
+    def align(self, value: Value, axes: Sequence[Index]) -> int:
+        """The register with its axes in the order of `axes`, of length 1 where it has none of that name."""
+        if value.axes == tuple(axes):
+            return value.register
+        order = tuple(value.axes.index(axis) for axis in axes if axis in value.axes)
+        present = tuple(axis in value.axes for axis in axes)
+        return self.move(layout.Align(order, present), value.register)
+
+    def spread(self, value: Value, axes: Sequence[Index]) -> int:
+        """The register with every one of `axes` at its full length."""
+        aligned = self.align(value, axes)
+        if set(axes) <= set(value.axes):
+            return aligned
+        return self.move(layout.Spread(tuple(axis.dim for axis in axes)), aligned)
+
+    # ---- tensors
+
+    def tensor(self, tensor: Tensor, *, outermost: bool = False) -> Value:
+        """The value of a tensor at its own axes."""
+        if tensor.label not in self.tensors:
+            if tensor.call is not None:
+                value = self.call(tensor, outermost)
+            elif tensor.blocks:
+                value = self.concatenation(tensor)
+            elif tensor.body is not None:
+                self.wanted, outer = tensor.axes, self.wanted
+                value = self.expression(tensor.body)
+                self.wanted = outer
+            else:
+                value = self.input(tensor)
+            self.tensors[tensor.label] = value
+        return self.tensors[tensor.label]
+
+    def input(self, tensor: Tensor) -> Value:
+        name = self.names.get(tensor.label, tensor.name)
+        if any(entry.name == name for entry in self.inputs):
+            raise DeclarationError(f"{name}: two inputs have this name; rename one")
+        kind = tensor.role.kind if tensor.role else "real"
+        self.inputs.append(Input(name, self.registers, tensor, kind, sized=kind != "mask"))
+        self.registers += 1
+        return Value(self.registers - 1, tensor.axes, mask=kind == "mask")
+
+    def call(self, tensor: Tensor, outermost: bool) -> Value:
+        """A call, through the law that says how to compute its formula, if there is one."""
+        call = tensor.call
+        if not outermost:
+            for argument in call.tensors():
+                self.edge(argument, "argument")
+        computed = rewrite_of(call.formula)
+        if computed is None:
+            assert tensor.body is not None
+            value = self.expression(tensor.body)
+        else:
+            if call.formula in self.open:
+                raise DeclarationError(f"{call.formula.id}: the laws marked evaluate compute it from itself")
+            self.open.append(call.formula)
+            value = self.instance(computed(**call.arguments), tensor.axes)
+            self.open.pop()
+        return value if outermost else replace(value, register=self.method("edge", [value.register], "result"))
+
+    def instance(self, made: Tensor, axes: tuple[Index, ...]) -> Value:
+        """The value of a rewrite's result, over `axes`. Where it is nothing but another call, that call is no edge."""
+        body = made.body
+        assert body is not None
+        if isinstance(body, sp.Indexed) and body.base.label.tensor.call is not None:
+            self.tensor(body.base.label.tensor, outermost=True)
+        value = self.expression(body)
+        names = dict(zip(made.axes, axes, strict=True))
+        return replace(value, axes=tuple(names.get(axis, axis) for axis in value.axes))
+
+    def edge(self, argument: Tensor, kind: str) -> None:
+        """Marks a definition that a call inside takes as its argument; inputs are what they are."""
+        if argument.label in self.tensors or (argument.body is None and not argument.blocks) or argument.call is not None:
+            return
+        value = self.tensor(argument)
+        self.tensors[argument.label] = replace(value, register=self.method("edge", [value.register], kind))
+
+    def concatenation(self, tensor: Tensor) -> Value:
+        position = split_axis(tensor)
+        values, registers = [], []
+        for part, block in zip(tensor.axes[position].dim.parts, tensor.blocks, strict=True):
+            axes = (*tensor.axes[:position], part, *tensor.axes[position + 1 :])
+            values.append(self.expression(block))
+            registers.append(self.spread(values[-1], axes))
+        joined = self.move(layout.Join(len(tensor.axes), position), *registers)
+        return Value(joined, tensor.axes, mask=all(value.mask for value in values))
+
+    def entry(self, value: Value, axes: Sequence[Index], where: Sequence[sp.Expr]) -> Value:
+        """The value of a tensor over `axes`, read at the indices `where`: plain ones rename, all others gather."""
+        given = dict(zip(axes, where, strict=True))
+        read = [given.get(axis, axis) for axis in value.axes]
+        if all(isinstance(index, Index) for index in read) and len(set(read)) == len(read):
+            return replace(value, axes=tuple(read))
+        out: dict[Index, None] = {}
+        parts: list[Value | int] = []
+        for index in read:
+            part = int(index) if isinstance(index, sp.Integer) else self.position(index)
+            parts.append(part)
+            out.update({} if isinstance(part, int) else dict.fromkeys(part.axes))
+        final = tuple(out)
+        fixed = tuple(part if isinstance(part, int) else None for part in parts)
+        others = [self.align(part, final) for part in parts if isinstance(part, Value)]
+        gathered = self.emit("gather", [value.register, *others], layout.gather(fixed), fixed)
+        return replace(value, register=gathered, axes=final)
+
+    def position(self, index: sp.Expr) -> Value:
+        """An index expression as a register of integers: an index itself, or an entry of a permutation."""
+        if isinstance(index, Index):
+            dim = index.dim
+            return Value(self.emit("positions", [], lambda _, sizes: np.arange(dim.size(sizes)), dim), (index,))
+        if isinstance(index, sp.Indexed) and index.base.label.tensor.permutation:
+            table = index.base.label.tensor
+            return self.entry(self.tensor(table), table.axes, index.indices)
+        raise DeclarationError(f"{index} stands as an index; that must be an index, a number or a permutation's entry")
+
+    # ---- expressions
+
+    def expression(self, expr: sp.Expr) -> Value:
+        if isinstance(expr, sp.Indexed):
+            tensor = expr.base.label.tensor
+            return self.entry(self.tensor(tensor), tensor.axes, expr.indices)
+        if isinstance(expr, Label):
+            return self.tensor(expr.tensor)
+        if isinstance(expr, sp.Rational):
+            value = Fraction(int(expr.p), int(expr.q))
+            return Value(self.method("number", [], value), mask=value in (0, 1))
+        if isinstance(expr, Dim):
+            return self.size(expr)
+        if isinstance(expr, sp.Add):
+            return functools.reduce(self.add, [self.expression(term) for term in expr.args])
+        if isinstance(expr, sp.Mul):
+            return self.product(expr.args)
+        if isinstance(expr, sp.Pow) and isinstance(expr.exp, sp.Rational):
+            return self.elementwise("power", self.expression(expr.base), Fraction(int(expr.exp.p), int(expr.exp.q)))
+        if isinstance(expr, sp.exp):
+            argument = self.expression(expr.args[0])
+            return self.exponential(argument)
+        if isinstance(expr, sp.log):
+            return self.elementwise("log", self.expression(expr.args[0]))
+        if isinstance(expr, sp.KroneckerDelta):
+            return self.delta(*expr.args[:2])
+        if isinstance(expr, sp.Sum):
+            return self.sum(expr)
+        if isinstance(expr, Maximum):
+            return self.maximum(expr)
+        raise DeclarationError(f"{type(expr).__name__} in {expr} has no evaluation here; extend compiling.expression")
+
+    def elementwise(self, name: str, value: Value, *detail: Any) -> Value:
+        return Value(self.method(name, [value.register], *detail), value.axes)
+
+    def size(self, dim: Dim) -> Value:
+        return Value(self.emit("size", [], lambda domain, sizes: domain.number(Fraction(dim.size(sizes))), dim))
+
+    def binary(self, name: str, a: Value, b: Value) -> Value:
+        if len(b.axes) > len(a.axes):
+            axes = (*b.axes, *(axis for axis in a.axes if axis not in b.axes))
+        else:
+            axes = (*a.axes, *(axis for axis in b.axes if axis not in a.axes))
+        return Value(self.method(name, [self.align(a, axes), self.align(b, axes)]), axes)
+
+    def add(self, a: Value, b: Value) -> Value:
+        return replace(self.binary("add", a, b), peak=max(a.peak, b.peak))
+
+    def exponential(self, argument: Value) -> Value:
+        return self.elementwise("exp", argument, argument.peak)
+
+    def product(self, factors: Iterable[sp.Expr]) -> Value:
+        negative, values = self.factors(factors)
+        value = self.multiply_all(values)
+        return replace(value, register=self.method("negate", [value.register]), mask=False) if negative else value
+
+    def factors(self, factors: Iterable[sp.Expr]) -> tuple[bool, list[Value]]:
+        """The factors' values, and whether a -1 stands among them."""
+        found, negative = [], False
+        for factor in factors:
+            if factor == -1:
+                negative = not negative
+            else:
+                found.append(self.expression(factor))
+        return negative, found
+
+    def multiply_all(self, values: Sequence[Value]) -> Value:
+        """The product: of what is no mask first (small factors before large), then masked."""
+        masks = [value for value in values if value.mask]
+        others = sorted((value for value in values if not value.mask), key=lambda value: len(value.axes))
+        if not others:
+            return replace(functools.reduce(functools.partial(self.binary, "multiply"), masks), mask=True)
+        value = functools.reduce(functools.partial(self.binary, "multiply"), others)
+        return functools.reduce(functools.partial(self.binary, "mask"), masks, value)
+
+    def delta(self, a: sp.Expr, b: sp.Expr) -> Value:
+        dim = next((index.dim for index in (a, b) if isinstance(index, Index)), None)
+        if dim is None:
+            raise DeclarationError(f"δ({a}, {b}): one of the two must be an index")
+        eye = self.emit("eye", [], lambda domain, sizes: domain.input(np.eye(dim.size(sizes)), "mask"), dim)
+        axes = (Index("row", dim), Index("column", dim))
+        return self.entry(Value(eye, axes, mask=True), axes, (a, b))
+
+    def maximum(self, expr: Maximum) -> Value:
+        bound = tuple(limit[0] for limit in expr.limits)
+        entry = expr.function
+        if isinstance(entry, Kept) and entry.args[1] != 1:
+            value = self.binary("keep", self.expression(entry.args[0]), self.expression(entry.args[1]))
+        else:
+            value = self.expression(entry.args[0] if isinstance(entry, Kept) else entry)
+        over = [axis for axis in bound if axis in value.axes]
+        kept = tuple(axis for axis in value.axes if axis not in over)
+        register = self.method("maximum", [self.align(value, (*kept, *over))], len(over))
+        return Value(register, kept, peak=len(over))
+
+    # ---- sums
+
+    def sum(self, expr: sp.Sum) -> Value:
+        body: sp.Expr = expr
+        bound: list[Index] = []
+        while isinstance(body, sp.Sum):
+            bound += [limit[0] for limit in body.limits]
+            body = body.function
+        negative, values = self.factors(body.args if isinstance(body, sp.Mul) else [body])
+        for index in bound:
+            if not any(index in value.axes for value in values):
+                values.append(self.size(index.dim))
+        value = self.contraction(values, [index for index in bound if any(index in v.axes for v in values)])
+        return replace(value, register=self.method("negate", [value.register])) if negative else value
+
+    def contraction(self, values: Sequence[Value], bound: Sequence[Index]) -> Value:
+        """Σ over `bound` of the product of `values`: what depends on no bound index stays outside."""
+        outside = [value for value in values if not set(value.axes) & set(bound)]
+        inside = self.masked([value for value in values if set(value.axes) & set(bound)])
+        while len(inside) > 2:
+            a, b = inside[:2]
+            inside = [self.binary("multiply", a, b), *inside[2:]]
+            inside.sort(key=lambda value: len(value.axes))
+        for index in bound:  # an index of one factor alone is summed there
+            holders = [position for position, value in enumerate(inside) if index in value.axes]
+            if len(inside) == 2 and len(holders) == 1:
+                inside[holders[0]] = self.reduced(inside[holders[0]], [index])
+        if not inside:
+            return self.multiply_all(outside)
+        shared = [index for index in bound if any(index in value.axes for value in inside)]
+        total = self.matrix_product(*inside, shared) if len(inside) == 2 else self.reduced(inside[0], shared)
+        return self.multiply_all([*outside, total])
+
+    def masked(self, values: list[Value]) -> list[Value]:
+        """Masks multiplied into a factor that has all their axes, or else into all the factors at once."""
+        masks = [value for value in values if value.mask]
+        others = sorted((value for value in values if not value.mask), key=lambda value: len(value.axes))
+        if not others:
+            return masks
+        for mask in masks:
+            fits = [position for position, value in enumerate(others) if set(mask.axes) <= set(value.axes)]
+            if fits:
+                others[fits[0]] = self.binary("mask", others[fits[0]], mask)
+            else:
+                whole = functools.reduce(functools.partial(self.binary, "multiply"), others)
+                others = [self.binary("mask", whole, mask)]
+        return others
+
+    def reduced(self, value: Value, over: Sequence[Index]) -> Value:
+        if not over:
+            return value
+        kept = tuple(axis for axis in value.axes if axis not in over)
+        return Value(self.method("sum", [self.align(value, (*kept, *over))], len(over)), kept)
+
+    def matrix_product(self, a: Value, b: Value, over: Sequence[Index]) -> Value:
+        """Two factors as stacks of matrices, (shared, left, over) and (shared, over, right), however many axes each is."""
+        if not over:
+            return self.binary("multiply", a, b)
+        shared = tuple(axis for axis in a.axes if axis in b.axes and axis not in over)
+        left = tuple(axis for axis in a.axes if axis not in b.axes)
+        right = tuple(axis for axis in b.axes if axis not in a.axes)
+        if left and right and [axis for axis in self.wanted if axis in (left[-1], right[0])] == [right[0], left[-1]]:
+            a, b, left, right = b, a, right, left  # the definition's own order spares a transposition
+        first = self.move_if(layout.Flatten((len(left), len(over))), self.align(a, (*shared, *left, *over)))
+        second = self.move_if(layout.Flatten((len(over), len(right))), self.align(b, (*shared, *over, *right)))
+        product = self.method("contract", [first, second])
+        if (len(left), len(right)) != (1, 1):
+            dims = (tuple(axis.dim for axis in left), tuple(axis.dim for axis in right))
+            product = self.move(layout.Unflatten(*dims), product)
+        return Value(product, (*shared, *left, *right))
+
+    def move_if(self, flatten: layout.Flatten, register: int) -> int:
+        return register if flatten.groups == (1, 1) else self.move(flatten, register)

@@ -1,0 +1,327 @@
+"""Rounding-error bounds of softmax, log_softmax, logsumexp and their VJPs, over the last axis.
+
+Let S be the exact logits, computed within E; m their maximum, d = S - m, p = softmax(S), s = Σ exp(d).
+
+**Weights.** A kernel forms ŵ_j = exp(Ŝ_j - m̂). The shift m̂ = max Ŝ is common to all j and cancels; what is left is
+|log(ŵ_j / w_j)| <= x_j with
+
+    x_j = E_j + κ u (|d_j| + E_j + |m̂ - m|) + ε_exp + r_j (ε_exp + u)
+
+(the argument passes kappa roundings relative to |Ŝ_j - m̂|; ε_exp = -log(1 - 2 exp_ulp u)). The last term is the
+online form. There w_j meets the running maximum m_t of its block and is later multiplied by exp(m_t - m_{t+1}) once per
+block. The arguments telescope, |Ŝ_j - m_t| + Σ (m_{t+1} - m_t) = m̂ - Ŝ_j, so κu|d_j| covers all of them together.
+Every factor adds ε_exp + u, but only when the running maximum rises (else it is exp(0) = 1, exact), and each rise is
+caused by a logit above Ŝ_j: r_j <= min(blocks - 1, #{i : Ŝ_i > Ŝ_j}), in any order and any tree of blocks.
+
+**Interval.** With A = e^x - 1, B = 1 - e^-x the exact quotient ŵ_j/Σŵ lies in [p⁻_j, p⁺_j], where (own weight up, the
+others down, and conversely; written without cancellation, Q_j = 1 - p_j)
+
+    p⁺ - p = p (Q A_j + Σ_{k≠j} p_k B_k) / (1 + p_j A_j - Σ_{k≠j} p_k B_k)
+    p - p⁻ = p (Q B_j + Σ_{k≠j} p_k A_k) / (1 - p_j B_j + Σ_{k≠j} p_k A_k).
+
+It captures saturation: as p_j -> 1 the numerators vanish. The sum and the division add γ_{n-1} + 3u relatively (the
+division may be a reciprocal and a product). Where exp underflows, ŵ_j is off by η.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lla_spec.evaluating.bounded import Bounded
+from lla_spec.evaluating.contracts import Contract
+from lla_spec.evaluating.sharp.roundings import ORACLE_U, Arguments, Array, Roundings, array, finish, join
+
+# Beyond e^50 an interval says no more than 0 <= p <= 1; the clip keeps inf - inf out of the formulas.
+_WIDEST = 50.0
+_LOG_ULPS = 2
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Softmax of logits (..., n) and what may be wrong with a computed one. Dead entries (-inf) have p = x = 0.
+
+    `sum_error` is |log ŝ - log s| before the logarithm is taken, relative to the shift that the kernel used.
+    """
+
+    live: Array
+    d: Array  # S - max S, <= 0
+    p: Array
+    peak: Array  # (..., 1)
+    log_sum: Array  # (..., 1), log Σ exp(d)
+    x: Array  # bound on |log ŵ/w|
+    rises: Array  # r_j, bound on the number of rescalings
+    up: Array  # A_j = e^x - 1
+    down: Array  # B_j = 1 - e^-x
+    peak_error: Array  # (..., 1), |m̂ - m|
+    sum_error: Array  # (..., 1)
+
+
+def weights(logits: Array, model: Roundings, error: Array | None = None) -> Weights:
+    """Propagate |Ŝ - S| <= error (..., n) through exp and the sum; logits (..., n), -inf where nobody looks."""
+    live = logits > -np.inf
+    peak = logits.max(-1, keepdims=True, initial=-np.inf)
+    peak = np.where(np.isfinite(peak), peak, 0.0)
+    d = np.where(live, logits, peak) - peak
+    w = np.where(live, np.exp(d), 0.0)
+    total = w.sum(-1, keepdims=True)
+    p = w / np.where(total > 0, total, 1.0)
+    if error is None:
+        x, peak_error = model.exp_argument * -d, np.zeros_like(peak)
+        lower = upper = logits
+    else:
+        lower, upper = logits - error, logits + error
+        # max(S - E) <= m̂ <= max(S + E)
+        rise = np.where(live, upper, -np.inf).max(-1, keepdims=True, initial=-np.inf) - peak
+        fall = peak - np.where(live, lower, -np.inf).max(-1, keepdims=True, initial=-np.inf)
+        peak_error = np.where(live.any(-1, keepdims=True), np.maximum(rise, fall), 0.0)
+        x = error + model.exp_argument * (-d + error + peak_error)
+    rises = _rises(lower, upper, live, model.contract)
+    x = x + model.exp_log + rises * (model.exp_log + model.few(1))
+    x = np.where(live, np.where(np.isnan(x), np.inf, x), 0.0)
+    clipped = np.minimum(x, _WIDEST)
+    up, down = np.expm1(clipped), -np.expm1(-clipped)
+    # Σŵ(1+θ), |θ| <= γ_{n-1}: log of the weighted means of e^±x (never below -x), then of 1-γ; η for each underflow.
+    gamma = model.gamma(logits.shape[-1] - 1)
+    mean_up, mean_down = (p * up).sum(-1, keepdims=True), (p * down).sum(-1, keepdims=True)
+    spread = np.maximum(np.log1p(mean_up), -np.log1p(-np.minimum(mean_down, 1 - 1e-16)))
+    sum_error = spread + (-np.log1p(-gamma) if gamma < 1 else np.inf) + logits.shape[-1] * model.eta
+    sum_error = np.where((x > _WIDEST).any(-1, keepdims=True), np.inf, sum_error)
+    log_sum = np.log(np.where(total > 0, total, 1.0))
+    return Weights(live, d, p, peak, log_sum, x, rises, up, down, peak_error, sum_error)
+
+
+def _rises(lower: Array, upper: Array, live: Array, contract: Contract) -> Array:
+    """r_j <= min(blocks - 1, number of other logits that may lie above the j-th)."""
+    n = lower.shape[-1]
+    limit = n - 1 if contract.blocks == "n_k" else min(int(contract.blocks), n) - 1
+    if limit <= 0:
+        return np.zeros(lower.shape)
+    below = np.where(live, lower, np.inf).reshape(-1, n)
+    above = np.sort(np.where(live, upper, -np.inf).reshape(-1, n), axis=-1)
+    counts = np.empty(below.shape)
+    exact = lower is upper
+    for row in range(len(counts)):
+        counts[row] = n - np.searchsorted(above[row], below[row], side="right" if exact else "left")
+    counts = counts if exact else counts - 1  # its own upper end lies above its lower end
+    return np.clip(counts, 0, limit).reshape(lower.shape) * live
+
+
+def relative_interval(w: Weights) -> tuple[Array, Array]:
+    """(p⁺/p - 1, 1 - p⁻/p), (..., n): how far the exact quotient of perturbed weights may move, each way."""
+    pu, pd = w.p * w.up, w.p * w.down
+    others = np.maximum(w.p.sum(-1, keepdims=True) - w.p, 0.0)
+    others_up = np.maximum(pu.sum(-1, keepdims=True) - pu, 0.0)
+    others_down = np.maximum(pd.sum(-1, keepdims=True) - pd, 0.0)
+    higher = (others * w.up + others_down) / np.maximum(1 + pu - others_down, 1e-300)
+    lower = (others * w.down + others_up) / np.maximum(1 - pd + others_up, 1e-300)
+    return np.where(w.live, higher, 0.0), np.where(w.live, np.minimum(lower, 1.0), 0.0)
+
+
+def interval(w: Weights) -> Array:
+    """max(p⁺ - p, p - p⁻), (..., n), never above 1."""
+    higher, lower = relative_interval(w)
+    # The plain quotient bound p(e^x/(1-ΣpB) - 1) never beats it, so nothing else is compared here.
+    return np.minimum(w.p * np.maximum(higher, lower), np.maximum(w.p, 1 - w.p))
+
+
+def probability_error(w: Weights, model: Roundings) -> Array:
+    """|p̂ - p| before any cast: the interval, then sum and division, then underflow of ŵ_j, of ŝ and of the quotient."""
+    n = w.p.shape[-1]
+    theta = _quotient(model, n)
+    moved = interval(w)
+    error = moved + theta * (w.p + moved) + model.eta * (2 + n * w.p)
+    return np.where(w.live, np.where(np.isfinite(w.x), error, np.inf), 0.0)
+
+
+def _quotient(model: Roundings, n: int) -> float:
+    """ŵ/ŝ against the exact quotient: 1/(1-γ_{n-1}), and division or reciprocal with product."""
+    gamma = model.gamma(n - 1)
+    return join(gamma / (1 - gamma), model.few(3)) if gamma < 1 else np.inf
+
+
+def log_sum_exp(w: Weights, model: Roundings) -> tuple[Array, Array]:
+    """(L, |L̂ - L|), each (..., 1), before a cast: m̂ + log ŝ with 2 ulps of log and one addition."""
+    value = w.peak + w.log_sum
+    error = _log(w, model)
+    return value, error + model.few(1) * (np.abs(value) + error)
+
+
+def _log(w: Weights, model: Roundings) -> Array:
+    """|log ŝ + m̂ - (log s + m)|: the sum's own error and the logarithm's, relative to |log ŝ| <= |log s| + both."""
+    return w.sum_error + 2 * _LOG_ULPS * model.u * (np.abs(w.log_sum) + w.peak_error + w.sum_error)
+
+
+# ---- forward
+
+
+def softmax(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U) -> Bounded:
+    """softmax of x (..., n). A logit of -inf gives exactly 0; a row of nothing else is 0/0 and not judged."""
+    x, nan, unjudged = _logits(arguments)
+    model = Roundings(contract, oracle_u)
+    w = weights(x, model)
+    dead_row = ~w.live.any(-1, keepdims=True)
+    return finish(w.p, probability_error(w, model), contract, exact=~w.live, nan=nan, unjudged=unjudged | dead_row)
+
+
+def log_softmax(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U) -> Bounded:
+    """(x - m) - log Σ exp(x - m) of x (..., n); exactly -inf at a logit of -inf.
+
+    x - m is one rounding, u|d|; the logarithm as in `_log`; the last subtraction u(|y| + both). Subtracting a finished
+    log-sum-exp instead, u|L|, is not covered: it loses what the shift is there to keep.
+    """
+    x, nan, unjudged = _logits(arguments)
+    model = Roundings(contract, oracle_u)
+    w = weights(x, model)
+    value, error = _log_probability(w, model)
+    value = np.where(w.live, value, -np.inf)
+    dead_row = ~w.live.any(-1, keepdims=True)
+    return finish(value, error, contract, exact=~w.live, nan=nan, unjudged=unjudged | dead_row)
+
+
+def _log_probability(w: Weights, model: Roundings) -> tuple[Array, Array]:
+    value = w.d - w.log_sum
+    error = model.few(1) * np.abs(w.d) + _log(w, model)
+    return value, error + model.few(1) * (np.abs(value) + error) + model.eta
+
+
+def logsumexp(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U) -> Bounded:
+    """log Σ exp(x) of x (..., n), result (...); exactly -inf for a row of -inf."""
+    x, nan, unjudged = _logits(arguments)
+    model = Roundings(contract, oracle_u)
+    w = weights(x, model)
+    dead = ~w.live.any(-1)
+    value, error = (part[..., 0] for part in log_sum_exp(w, model))
+    value = np.where(dead, -np.inf, value)
+    error = error + model.eta
+    return finish(value, error, contract, exact=dead, nan=nan[..., 0], unjudged=unjudged[..., 0])
+
+
+# ---- VJPs
+
+
+def softmax_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U) -> dict[str, Bounded]:
+    """dx_j = p_j (g_j - t), t = Σ p g, for x and grad_output (..., n).
+
+    A kernel starts from p̂ saved in io (|p̂ - p| <= Δp with the cast) or recomputes it (without). Then
+
+        e_t = Σ Δp|g| + γ_n Σ (p+Δp)|g|,    e = Δp|g-t| + (p+Δp)(e_t + 4u(|g|+|t|+e_t)),
+
+    4u since a kernel may form p∘g - p∘t, or differentiate e/s, where g/s is rounded first. Autograd through the
+    subtraction of the maximum also adds Σ dx, which is 0 but for rounding, at the maximum: Σ e + γ_n Σ|dx| there, of
+    the recomputing kernel, split among ties.
+    """
+    x, nan, unjudged = _logits(arguments)
+    g = array(arguments, "grad_output")
+    model = Roundings(contract, oracle_u)
+    w = weights(x, model)
+    t = (w.p * g).sum(-1, keepdims=True)
+    value = w.p * (g - t)
+    recomputed = probability_error(w, model)
+    saved = np.where(w.live, contract.cast(w.p, recomputed), 0.0)
+    error = np.maximum(
+        _softmax_pullback(w.p, saved, g, t, model),
+        _through_peak(_softmax_pullback(w.p, recomputed, g, t, model), value, w.live & (w.d == 0), model),
+    )
+    dead_row = ~w.live.any(-1, keepdims=True)
+    return {"x": finish(value, error, contract, exact=~w.live & np.isfinite(g), nan=nan, unjudged=unjudged | dead_row)}
+
+
+def _softmax_pullback(p: Array, dp: Array, g: Array, t: Array, model: Roundings) -> Array:
+    size = np.abs(g)
+    gamma = model.gamma(p.shape[-1])
+    e_t = (dp * size).sum(-1, keepdims=True) + gamma * ((p + dp) * size).sum(-1, keepdims=True) + _sum_eta(p, model)
+    return dp * np.abs(g - t) + (p + dp) * (e_t + model.few(4) * (size + np.abs(t) + e_t)) + 2 * model.eta * (1 + size)
+
+
+def _through_peak(error: Array, value: Array, at_peak: Array, model: Roundings) -> Array:
+    """Autograd through m = max(x): m receives -Σ dx̂, which vanishes exactly but not in floating point."""
+    size = np.abs(value)
+    gamma = model.gamma(value.shape[-1])
+    total = ((1 + gamma) * error + gamma * size).sum(-1, keepdims=True)
+    return error + model.few(1) * (size + error) + np.where(at_peak, total * (1 + model.few(2)), 0.0)
+
+
+def log_softmax_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U) -> dict[str, Bounded]:
+    """dx_j = g_j - p_j G, G = Σ g, for x and grad_output (..., n).
+
+    p̂ = exp(ŷ) of the saved, io-rounded ŷ: relative error ρ = expm1(e_y + κu(|y|+e_y) + ε_exp); or recomputed:
+    ρ of the softmax. Both are covered by the larger: e = p ρ|G| + p(1+ρ)(γ_n Σ|g| + 3u|G|) + 2u(|g|+|pG|).
+    """
+    x, nan, unjudged = _logits(arguments)
+    g = array(arguments, "grad_output")
+    model = Roundings(contract, oracle_u)
+    w = weights(x, model)
+    total = g.sum(-1, keepdims=True)
+    value = g - w.p * total
+    y, e_y = _log_probability(w, model)
+    saved = _exp_error(w.p, y, contract.cast(y, e_y), model)
+    recomputed = probability_error(w, model)
+    error = np.maximum(
+        _log_softmax_pullback(w.p, np.maximum(saved, recomputed), g, total, model),
+        _through_peak(
+            _log_softmax_pullback(w.p, recomputed, g, total, model), value, w.live & (w.d == 0), model
+        ),
+    )
+    error = np.where(w.live, error, 0.0)
+    dead_row = ~w.live.any(-1, keepdims=True)
+    value = np.where(w.live, value, g)
+    return {"x": finish(value, error, contract, nan=nan, unjudged=unjudged | dead_row)}
+
+
+def _log_softmax_pullback(p: Array, dp: Array, g: Array, total: Array, model: Roundings) -> Array:
+    size, wide = np.abs(g), np.abs(total)
+    e_total = model.gamma(p.shape[-1]) * size.sum(-1, keepdims=True) + _sum_eta(p, model)
+    product = dp * wide + (p + dp) * (e_total + model.few(3) * (wide + e_total))
+    return product + model.few(2) * (size + p * wide + product) + 2 * model.eta
+
+
+def logsumexp_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U) -> dict[str, Bounded]:
+    """dx_j = p_j g for x (..., n), grad_output (...). p̂ = exp(x - L̂) of the saved, io-rounded L̂, or recomputed."""
+    x, nan, unjudged = _logits(arguments)
+    g = array(arguments, "grad_output")[..., None]
+    model = Roundings(contract, oracle_u)
+    w = weights(x, model)
+    value = w.p * g
+    log_sum, e_log = log_sum_exp(w, model)
+    exponent = np.where(w.live, w.d - w.log_sum, 0.0)
+    saved = _exp_error(w.p, exponent, contract.cast(log_sum, e_log), model)
+    recomputed = probability_error(w, model)
+
+    def pullback(dp: Array) -> Array:
+        return (dp + model.few(2) * (w.p + dp)) * np.abs(g) + model.eta * (1 + np.abs(g))
+
+    # Autograd through m + log Σ exp(x - m): the maximum receives g - Σ dx̂ = 0 but for rounding.
+    through = pullback(recomputed)
+    at_peak = w.live & (w.d == 0)
+    error = np.maximum(pullback(np.maximum(saved, recomputed)), _through_peak(through, value, at_peak, model))
+    error = np.where(at_peak, error + model.few(2) * np.abs(g), error)
+    dead_row = ~w.live.any(-1, keepdims=True)
+    return {"x": finish(value, error, contract, exact=~w.live & np.isfinite(g), nan=nan, unjudged=unjudged | dead_row)}
+
+
+def _exp_error(p: Array, exponent: Array, error: Array, model: Roundings) -> Array:
+    """|exp(ẑ) - p| for |ẑ - exponent| <= error, p = exp(exponent)."""
+    moved = error + model.exp_argument * (np.abs(exponent) + error) + model.exp_log
+    with np.errstate(all="ignore"):
+        grown = np.where(p > 0, p * np.expm1(moved), 0.0)
+    return np.where(np.isnan(grown), np.inf, grown) + model.eta
+
+
+def _sum_eta(p: Array, model: Roundings) -> float:
+    return 2 * p.shape[-1] * model.eta
+
+
+def _logits(arguments: Arguments) -> tuple[Array, Array, Array]:
+    """(x with NaN and +inf replaced by 0, rows that hold a NaN or whose grad_output does, rows that hold +inf or whose
+    grad_output holds an infinity), the last two broadcast over the axis."""
+    x = array(arguments, "x")
+    nan, unjudged = np.isnan(x).any(-1, keepdims=True), np.isposinf(x).any(-1, keepdims=True)
+    if arguments.get("grad_output") is not None:
+        g = array(arguments, "grad_output")
+        g = g if g.ndim == x.ndim else g[..., None]
+        nan = nan | np.isnan(g).any(-1, keepdims=True)
+        unjudged = unjudged | np.isinf(g).any(-1, keepdims=True)
+    x = np.where(np.isnan(x) | np.isposinf(x), 0.0, x)
+    return x, nan, unjudged

@@ -1,0 +1,85 @@
+"""What has to be proved for a law: its statement with its hypotheses built in, and that the constructions satisfy them.
+
+A hypothesis `assume(Eq(…), by={K: construction})` is used by putting the construction in place of K. What is proved then
+holds for every input that the construction yields; that it yields every input of interest is for its author to see.
+A hypothesis `assume(Le(…))` is used through its slack, a tensor that is ≥ 0 by assumption; nothing is replaced for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lla_spec.language import Hypothesis, Law, Relation
+from lla_spec.proving.conditions import readable
+from lla_spec.proving.rewriting import Rewriter
+from lla_spec.symbols import Tensor, free_indices
+
+
+@dataclass(frozen=True, eq=False)
+class Obligation:
+    """An equation left = right that a law needs; `name` is "law", or says which hypothesis it checks."""
+
+    name: str
+    left: Tensor
+    right: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """A law as it is proved: its sides over the constructed inputs, the equation it rests on, checks, assumed slacks."""
+
+    left: Tensor
+    right: Tensor
+    statement: Obligation
+    checks: tuple[Obligation, ...]
+    slacks: tuple[Tensor, ...]
+
+
+def obligations(law: Law) -> list[Obligation]:
+    """The equations that prove `law`, its own first: what both engines are given, and nothing else.
+
+    For an equation: left = right over the constructed inputs. For left ≤ right: right - left = because. Then one
+    equation for each hypothesis that is an equation.
+    """
+    made = claim(law)
+    return [made.statement, *made.checks]
+
+
+def claim(law: Law, dropped: Hypothesis | None = None) -> Claim:
+    """The claim that `law` makes; `dropped` is left out, as if it had not been assumed."""
+    kept = [h for h in law.hypotheses if h is not dropped]
+    equations = [h for h in kept if h.relation.kind == "="]
+    build = Rewriter({old: new for h in equations for old, new in h.by.items()})
+    left, right = build(law.left), build(law.right)
+    statement = Obligation("law", left, right)
+    if law.because is not None:
+        statement = Obligation("law", difference(right, left), build(law.because))
+    checks = tuple(_check(number, h, build) for number, h in enumerate(equations, start=1))
+    slacks = tuple(build(h.slack) for h in kept if h.slack is not None and h.relation.kind == "<=")
+    return Claim(left, right, statement, checks, slacks)
+
+
+def _check(number: int, hypothesis: Hypothesis, build: Rewriter) -> Obligation:
+    left, right = sides(hypothesis.relation)
+    built = ", ".join(tensor.name for tensor in hypothesis.by) or "nothing"
+    name = f"hypothesis {number}: the construction of {built} satisfies {readable(left.body)} = {readable(right.body)}"
+    return Obligation(name, build(left), build(right))
+
+
+def difference(greater: Tensor, less: Tensor) -> Tensor:
+    """greater - less, entry by entry, over the axes of `less`."""
+    return Tensor(f"{greater.name} - {less.name}", less.axes, greater[less.axes] - less.entry)
+
+
+def constructed(law: Law, dropped: Hypothesis | None = None) -> tuple[Tensor, Tensor]:
+    """Both sides over inputs that satisfy every hypothesis, inequalities too: what numbers are put into."""
+    build = Rewriter({old: new for h in law.hypotheses if h is not dropped for old, new in h.by.items()})
+    return build(law.left), build(law.right)
+
+
+def sides(relation: Relation) -> tuple[Tensor, Tensor]:
+    """Both sides of a relation as tensors over the same axes."""
+    exprs = [side.entry if isinstance(side, Tensor) else side for side in (relation.left, relation.right)]
+    axes = sorted(free_indices(exprs[0]) | free_indices(exprs[1]), key=str)
+    left, right = (Tensor(name, axes, expr) for name, expr in zip(("left", "right"), exprs, strict=True))
+    return left, right

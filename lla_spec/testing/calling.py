@@ -1,0 +1,173 @@
+"""Calling code under test: what it raises, returns, mutates or never finishes becomes a named failure of its row."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lla_spec.testing.inputs import Arguments
+
+TIME_LIMIT_S = 20.0
+
+
+class Misbehaved(Exception):
+    """The code under test did not answer as its signature says. `kind` names how, the message is for a person."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Unsupported(Exception):
+    """A probe that raised: the target does not take this dtype or device."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Shape, dtype and device that a result must have."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Overtime(BaseException):
+    """Raised inside the code under test by the alarm; a BaseException, so that its `except Exception` cannot eat it."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Interrupt Python code after `seconds` (in the main thread, where signals are; elsewhere there is no limit)."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def ring(*_: Any) -> None:
+        raise Overtime
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def split_arguments(arguments: Arguments) -> tuple[list[Any], dict[str, Any]]:
+    """Positional tensors, then keywords: mask by position, options by keyword, defaults left out."""
+    positional: list[Any] = []
+    keywords: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name in ("is_causal", "scale", "grad_output"):
+            if name == "grad_output" or (value is not None and value is not False):
+                keywords[name] = value
+        else:
+            positional.append(value)
+    while positional and positional[-1] is None:
+        positional.pop()
+    return positional, keywords
+
+
+def call(function: Callable[..., Any], arguments: Arguments, name: str, limit: float = TIME_LIMIT_S) -> Any:
+    """`function(*arguments)`, its inputs verified unchanged. Raises Misbehaved where it raises, hangs or writes."""
+    before = {key: _snapshot(value) for key, value in arguments.items() if isinstance(value, Tensor)}
+    positional, keywords = split_arguments(arguments)
+    try:
+        with time_limit(limit):
+            result = function(*positional, **keywords)
+    except KeyboardInterrupt:
+        raise
+    except Overtime:
+        raise Misbehaved("hangs", f"{name}: no answer within {limit:g} s") from None
+    except BaseException as error:
+        first = str(error).splitlines()[0] if str(error) else ""
+        raise Misbehaved("raises", f"{name}: raises {type(error).__name__}{': ' + first if first else ''}") from error
+    for key, (storage, version_shape) in before.items():
+        value = arguments[key]
+        assert isinstance(value, Tensor)
+        if tuple(value.shape) != version_shape or not _same_bytes(storage, _bytes(value)):
+            raise Misbehaved("writes", f"{name}: changes its input {key} in place")
+    return result
+
+
+def _bytes(value: Tensor) -> Tensor:
+    storage = value.detach().untyped_storage()
+    return torch.empty(0, dtype=torch.uint8, device=value.device).set_(storage)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def _snapshot(value: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The bytes of the whole storage: an input may be a view, and what lies between its entries counts as well."""
+    return _bytes(value).clone(), tuple(value.shape)
+
+
+def _same_bytes(before: Tensor, after: Tensor) -> bool:
+    return before.numel() == after.numel() and torch.equal(before, after)
+
+
+def checked(result: Any, expected: Expected, name: str) -> Tensor:
+    """`result`, if it is a plain tensor of the shape, dtype and device that it must have; else Misbehaved."""
+    if type(result) not in (Tensor, torch.nn.Parameter):
+        kind = "None" if result is None else type(result).__name__
+        way = "; return the tensor itself, or pick it in an adapter" if isinstance(result, tuple | list) else ""
+        raise Misbehaved("returns", f"{name}: returns {kind}, it must return a torch.Tensor{way}")
+    if tuple(result.shape) != expected.shape:
+        raise Misbehaved("shape", f"{name}: returns shape {tuple(result.shape)}, it must be {expected.shape}")
+    if result.dtype != expected.dtype:
+        raise Misbehaved("dtype", f"{name}: returns {result.dtype}, it must be {expected.dtype}, the inputs' dtype")
+    if result.device != expected.device:
+        raise Misbehaved("device", f"{name}: returns a tensor on {result.device}, its inputs are on {expected.device}")
+    return result.detach()
+
+
+def checked_gradients(result: Any, expected: Mapping[str, Expected | None], name: str) -> dict[str, Tensor]:
+    """The tuple that a `_vjp` must return, by argument name; None where the input was None, zeros for another None."""
+    if not isinstance(result, tuple) or len(result) != len(expected):
+        what = f"{type(result).__name__}" + (f" of {len(result)}" if isinstance(result, tuple | list) else "")
+        raise Misbehaved("returns", f"{name}: returns {what}, it must return a tuple of {len(expected)} ({', '.join(expected)})")
+    gradients = {}
+    for (argument, wanted), value in zip(expected.items(), result, strict=True):
+        if wanted is None:
+            if value is not None:
+                raise Misbehaved("returns", f"{name}: returns a gradient of {argument}, which was None")
+        elif value is None:
+            gradients[argument] = torch.zeros(wanted.shape, dtype=wanted.dtype, device=wanted.device)
+        else:
+            gradients[argument] = checked(value, wanted, f"{name}, gradient of {argument}")
+    return gradients
+
+
+def autograd_vjp(function: Callable[..., Any], name: str, arguments: Arguments, forward: Expected) -> tuple[Any, ...] | None:
+    """The gradients of a target without `_vjp`, by differentiating its forward; None where its output has no grad_fn."""
+    inputs = {key: value for key, value in arguments.items() if key != "grad_output"}
+    floating = [key for key, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
+    for key in floating:
+        inputs[key] = inputs[key].detach().requires_grad_()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    output = call(function, inputs, name)
+    checked(output, forward, name)
+    if output.grad_fn is None:
+        return None
+    seed = arguments["grad_output"]
+    try:
+        with time_limit(TIME_LIMIT_S):
+            found = torch.autograd.grad(output, [inputs[key] for key in floating], seed, allow_unused=True)  # pyright: ignore[reportArgumentType]
+    except KeyboardInterrupt:
+        raise
+    except Overtime:
+        raise Misbehaved("hangs", f"{name}, backward: no answer within {TIME_LIMIT_S:g} s") from None
+    except BaseException as error:
+        first = str(error).splitlines()[0] if str(error) else ""
+        raise Misbehaved("raises", f"{name}, backward: raises {type(error).__name__}: {first}") from error
+    by_name = dict(zip(floating, found, strict=True))
+    return tuple(by_name.get(key) for key, value in inputs.items() if _takes_gradient(key, value))
+
+
+def _takes_gradient(name: str, value: object) -> bool:
+    return name not in ("mask", "is_causal", "scale") and (value is None or isinstance(value, Tensor))

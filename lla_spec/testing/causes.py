@@ -1,0 +1,211 @@
+"""Why a kernel is wrong, where a cheap hypothesis explains it: the formula with ONE knob changed gives its output.
+
+A cause is named only if the changed formula reproduces the output within its own bound and the formula itself does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import sympy as sp
+import torch
+from torch import Tensor
+
+from lla_spec.evaluating.bounded import Bounded
+from lla_spec.evaluating.contracts import Contract
+from lla_spec.evaluating.edges import ratios
+from lla_spec.evaluating.knobs import float32_without_maximum, sums_rounded_to_io
+from lla_spec.language import Formula
+from lla_spec.symbols import Dim
+from lla_spec.testing.inputs import Arguments, arguments_of, build
+from lla_spec.testing.judge import Judgement, Truth, as_numpy, empty_rows, truth_of
+
+
+@dataclass(frozen=True)
+class Knob:
+    """`words` for a person; `truth()` the outputs that the changed formula gives, with their bounds."""
+
+    words: str
+    truth: Callable[[], Truth]
+
+
+def cause(formula: Formula, found: Judgement, contract: Contract) -> str:
+    """What explains the outputs of a failing case of "definition" or "vjp"; "" where no knob does."""
+    if found.case.law not in ("definition", "vjp") or not found.outputs:
+        return ""
+    arguments = build(formula, found.case).arguments
+    for knob in knobs(formula, found, arguments, contract):
+        try:
+            truth = knob.truth()
+        except (ValueError, ArithmeticError, IndexError):  # this knob does not turn on these arguments
+            continue
+        ratio = _reproduces(found, truth, contract)
+        if ratio is not None:
+            return f"{knob.words} (so changed, the formula reproduces the output at {ratio:.2g} × its bound)"
+    return ""
+
+
+def _reproduces(found: Judgement, truth: Truth, contract: Contract) -> float | None:
+    """The worst ratio against the changed formula, where it is at most 1 and the change matters."""
+    worst = 0.0
+    informative = False
+    for key, output in found.outputs.items():
+        if key not in truth or truth[key].value.shape != tuple(output.shape):
+            return None
+        ratio = ratios(as_numpy(output), truth[key], contract.io)
+        if not (ratio <= 1).all():
+            return None
+        worst = max(worst, float(ratio.max(initial=0.0)))
+        informative |= bool(np.isfinite(truth[key].error).any())
+    return worst if informative else None
+
+
+def knobs(formula: Formula, found: Judgement, arguments: Arguments, contract: Contract) -> Iterator[Knob]:
+    """Every knob of the formula, the likeliest first."""
+    vjp = found.case.law == "vjp"
+
+    def changed(**changes: object) -> Callable[[], Truth]:
+        given: Arguments = {**arguments, **changes}  # pyright: ignore[reportAssignmentType]
+        return lambda: truth_of(formula, given, contract, vjp=vjp)
+
+    yield from _scalar_knobs(formula, arguments, changed)
+    yield from _mask_knobs(formula, found, arguments, contract, changed)
+    yield from _operand_knobs(arguments, changed)
+    if vjp:
+        yield from _gradient_knobs(formula, found, arguments, contract)
+    yield from _rounding_knobs(formula, found, arguments, contract)
+
+
+def _scalar_knobs(formula: Formula, arguments: Arguments, changed: Callable[..., Callable[[], Truth]]) -> Iterator[Knob]:
+    for name, parameter in arguments_of(formula).items():
+        role = parameter.role
+        assert role is not None
+        if role.kind != "scalar" or role.default is None:
+            continue
+        sizes = _sizes(formula, arguments)
+        own = sorted((s for s in role.default.free_symbols if isinstance(s, Dim)), key=str)
+        yield Knob(f"the {name} is left out ({name} = 1)", changed(**{name: 1.0}))
+        if arguments[name] is not None:
+            yield Knob(f"the given {name} is ignored for {role.default}", changed(**{name: None}))
+            continue
+        for dim in own:
+            for other, size in sizes.items():
+                value = float(role.default.subs({dim: size}))
+                if other != dim.name:
+                    words = f"the {name} is {role.default.subs(dim, sp.Symbol(other))} instead of {role.default}"
+                    yield Knob(words, changed(**{name: value}))
+        default = role.default.subs({dim: sizes[dim.name] for dim in own})
+        yield Knob(f"the {name} is {role.default**2} instead of {role.default}", changed(**{name: float(default**2)}))
+        yield Knob(f"the {name} is {1 / role.default} instead of {role.default}", changed(**{name: float(1 / default)}))
+
+
+def _sizes(formula: Formula, arguments: Arguments) -> dict[str, int]:
+    """The declared dimensions as the arguments have them."""
+    found: dict[str, int] = {}
+    for name, parameter in arguments_of(formula).items():
+        value = arguments[name]
+        if isinstance(value, Tensor) and value.dtype != torch.bool:
+            own = [axis for axis in parameter.axes if axis != formula.rows]
+            found.update((axis.dim.name, value.shape[position - len(own)]) for position, axis in enumerate(own))
+    return found
+
+
+def _mask_knobs(
+    formula: Formula, found: Judgement, arguments: Arguments, contract: Contract, changed: Callable[..., Callable[[], Truth]]
+) -> Iterator[Knob]:
+    vjp = found.case.law == "vjp"
+    mask = arguments.get("mask")
+    if isinstance(mask, Tensor):
+        yield Knob("the mask is ignored", changed(mask=None))
+        yield Knob("the mask is inverted (True hides instead of shows)", changed(mask=~mask))
+    if arguments.get("is_causal"):
+        yield Knob("is_causal is ignored", changed(is_causal=False))
+        yield Knob(
+            "causal is aligned top-left, where n ≠ m asks for bottom-right",
+            lambda: truth_of(formula, arguments, contract, vjp=vjp, alignment="top_left"),
+        )
+        for shift, words in ((1, "one key too many is visible"), (-1, "a query does not see its own key")):
+            yield Knob(f"the causal diagonal is off by one: {words}", changed(is_causal=False, mask=_diagonal(formula, arguments, shift)))
+    empty = empty_rows(formula, found.case, arguments)
+    if empty is not None and empty.any():
+        yield Knob("a row without keys gives the mean of the values, not zeros", _mean_of_values(formula, arguments, contract, empty, vjp))
+
+
+def _diagonal(formula: Formula, arguments: Arguments, shift: int) -> Tensor:
+    q, k = (arguments[name] for name in ("q", "k"))
+    assert isinstance(q, Tensor) and isinstance(k, Tensor)
+    n, m = q.shape[-2], k.shape[-2]
+    visible = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n + shift)
+    mask = arguments.get("mask")
+    return visible & mask if isinstance(mask, Tensor) else visible
+
+
+def _mean_of_values(
+    formula: Formula, arguments: Arguments, contract: Contract, empty: np.ndarray, vjp: bool
+) -> Callable[[], Truth]:
+    """Empty rows made to see every key with equal scores: their query is zero, their mask is open."""
+
+    def truth() -> Truth:
+        q = arguments["q"]
+        assert isinstance(q, Tensor)
+        hole = torch.from_numpy(empty.copy()).to(q.device)
+        shown = _diagonal(formula, arguments, 0) if arguments.get("is_causal") else arguments.get("mask")
+        assert isinstance(shown, Tensor)
+        given: Arguments = {**arguments, "q": q.masked_fill(hole[..., None], 0), "mask": shown | hole[..., None], "is_causal": False}
+        found = truth_of(formula, given, contract, vjp=vjp)
+        return found
+
+    return truth
+
+
+def _operand_knobs(arguments: Arguments, changed: Callable[..., Callable[[], Truth]]) -> Iterator[Knob]:
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor) or value.dtype == torch.bool or name == "grad_output":
+            continue
+        if value.dim() >= 2 and value.shape[-1] == value.shape[-2]:
+            yield Knob(f"{name} is transposed", changed(**{name: value.transpose(-1, -2)}))
+        if name == "bias":
+            yield Knob("the bias is left out", changed(bias=None))
+
+
+def _gradient_knobs(formula: Formula, found: Judgement, arguments: Arguments, contract: Contract) -> Iterator[Knob]:
+    """One gradient multiplied by a factor that a forgotten step of the chain rule would leave."""
+    truth = truth_of(formula, arguments, contract, vjp=True)
+    factors = {"its sign is flipped": -1.0, "it is doubled": 2.0, "it is halved": 0.5}
+    scale = arguments.get("scale")
+    if "scale" in arguments:
+        default = next(p for p in formula.parameters.values() if p.role and p.role.argument == "scale").role
+        assert default is not None and default.default is not None
+        sizes = _sizes(formula, arguments)
+        dims = {dim: sizes[str(dim)] for dim in default.default.free_symbols}
+        value = float(scale) if isinstance(scale, int | float) else float(default.default.subs(dims))
+        factors = {"it lacks the scale": 1 / value, "the scale is applied twice": value, **factors}
+    for words, factor in factors.items():
+        for key in truth:
+            scaled = {**truth, key: _times(truth[key], factor)}
+            yield Knob(f"the gradient of {key}: {words}", lambda scaled=scaled: scaled)
+
+
+def _times(bounded: Bounded, factor: float) -> Bounded:
+    """The bound grows by the cast's share as well: rounding is relative, so |factor| covers it for |factor| ≥ 1."""
+    return Bounded(bounded.value * factor, bounded.error * max(abs(factor), 1.0))
+
+
+def _rounding_knobs(formula: Formula, found: Judgement, arguments: Arguments, contract: Contract) -> Iterator[Knob]:
+    given = {name: as_numpy(value) for name, value in arguments.items()}
+    vjp = found.case.law == "vjp"
+    if contract.io != contract.acc:
+        yield Knob(
+            f"sums are rounded to {contract.io.name} on their way",
+            lambda: _as_truth(sums_rounded_to_io(formula.name, given, contract, vjp=vjp)),
+        )
+    yield Knob(
+        "the maximum is not subtracted before exp: the exponentials over- or underflow",
+        lambda: _as_truth(float32_without_maximum(formula.name, given, contract, vjp=vjp)),
+    )
+
+
+def _as_truth(found: Bounded | dict[str, Bounded]) -> Truth:
+    return found if isinstance(found, dict) else {"": found}

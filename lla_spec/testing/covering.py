@@ -1,0 +1,195 @@
+"""The covering list: every input class that applies to an operation, once. Each row begins with it.
+
+A class is here because some wrong kernel is right everywhere else: square shapes hide a swapped axis, N(0, 1) hides a
+missing maximum, dense inputs hide a wrong stride. Random cases (strategies.py) follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+
+import sympy as sp
+
+from lla_spec.language import Formula, Law
+from lla_spec.symbols import Dim, Index, definitions, expand
+from lla_spec.testing.cases import Case
+
+LARGEST = {"fp64": 10, "fp32": 120, "bf16": 7, "fp16": 7}  # exponents of 2 that keep a product of two finite
+SMALLEST = {"fp64": -1020, "fp32": -124, "bf16": -124, "fp16": -13}
+LONG = {"fp64": 384, "fp32": 4096, "bf16": 4096, "fp16": 1024}  # balls judge fp64; torch's CPU fp16 products are slow
+STAGNATION = 2**9 + 8  # a bf16 accumulator stops at 256 = 2^8 when ones are added
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the covering list needs to know of a formula, read off its declaration."""
+
+    dims: tuple[str, ...]  # the sizes of a case: every dimension but the rows'
+    summed: tuple[str, ...]  # those that a sum runs over
+    exponential: bool
+    mask: bool
+    causal: tuple[str, str] | None  # the (query, key) dimensions
+    scalars: tuple[str, ...]
+    optional: tuple[str, ...]  # tensors that may be left out, other than masks
+    matrices: bool
+    arguments: int
+
+
+@cache
+def features(formula: Formula) -> Features:
+    own = list(formula.parameters.values())
+    rows = formula.rows.dim if formula.rows is not None else None
+    found: dict[Dim, None] = {}
+    for parameter in own:
+        if parameter.role is not None and parameter.role.argument:
+            found.update((axis.dim, None) for axis in parameter.axes if axis.dim != rows)
+    entry = expand(formula.result.entry)
+    summed = {limit.dim for total in entry.atoms(sp.Sum) for limit in _bound(total)}
+    masks = [p for p in own if p.role and p.role.kind == "mask" and p.role.argument]
+    causal = next(((p.axes[-2].dim.name, p.axes[-1].dim.name) for p in masks if p.role and p.role.causal), None)
+    return Features(
+        dims=tuple(dim.name for dim in found),
+        summed=tuple(dim.name for dim in found if dim in summed),
+        exponential=any(t.body is not None and t.body.has(sp.exp) for t in definitions(formula.result)),
+        mask=bool(masks),
+        causal=causal,
+        scalars=tuple(p.role.argument for p in own if p.role and p.role.kind == "scalar" and p.role.argument),
+        optional=tuple(
+            p.role.argument for p in own
+            if p.role and p.role.kind == "real" and p.role.default is not None and p.role.argument
+        ),
+        matrices=any(len(p.axes) - (rows in p.shape) >= 2 for p in own),
+        arguments=sum(1 for p in own if p.role and p.role.kind == "real" and p.role.argument),
+    )  # fmt: skip
+
+
+def _bound(total: sp.Sum) -> list[Index]:
+    return [limit[0] for limit in total.limits if isinstance(limit[0], Index)]
+
+
+def _sizes(names: tuple[str, ...], *values: int) -> tuple[tuple[str, int], ...]:
+    """The dimensions, pairwise distinct: `values` in turn, then onward from the last."""
+    given = list(values) + [values[-1] + 2 * (step + 1) for step in range(len(names))]
+    return tuple(zip(names, given, strict=False))
+
+
+def covering(formula: Formula, law: str, dtype: str, device: str = "cpu") -> list[tuple[str, Case]]:
+    """(class, case) for every input class that applies to `law` ("definition" or "vjp") of `formula`, each once."""
+    f = features(formula)
+    base = Case(formula.name, law, dtype, device, _sizes(f.dims, 3, 5, 7, 2), batch=(2,), seed=1)
+    classes = [
+        *_shapes(formula, f, base),
+        *_values(f, base),
+        *_layouts(f, base),
+        *(_masks(f, base) if f.mask else ()),
+        *_arguments(f, base),
+        *_specials(f, base),
+    ]
+    return [(name, replace(case, seed=number + 1)) for number, (name, case) in enumerate(classes)]
+
+
+def _shapes(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+    yield "distinct sizes", base
+    yield "no batch axis", replace(base, batch=())
+    yield "two batch axes", replace(base, batch=(3, 2))
+    yield "empty batch", replace(base, batch=(0,))
+    yield "all sizes 1", replace(base, sizes=tuple((name, 1) for name in f.dims), batch=(1,))
+    yield "below the tile", replace(base, sizes=_sizes(f.dims, 31, 15, 7, 63))
+    yield "a tile", replace(base, sizes=_sizes(f.dims, 32, 64, 16, 8))
+    yield "above the tile", replace(base, sizes=_sizes(f.dims, 33, 17, 65, 9))
+    yield "primes", replace(base, sizes=_sizes(f.dims, 13, 37, 19, 23))
+    for name in f.dims:
+        yield f"{name} = 1", base.with_sizes({name: 1})
+        if name not in f.summed or len(f.dims) == 1:
+            continue
+        yield f"long {name}", replace(base.with_sizes({name: LONG[base.dtype] + 3}), batch=(1,))
+    if len(f.dims) == 1:
+        yield "vocabulary", replace(base, sizes=_sizes(f.dims, LONG[base.dtype] + 3), batch=(3,))
+    if formula.rows is not None:
+        yield "many rows", replace(base, batch=(LONG[base.dtype] // 4 + 1,), sizes=_sizes(f.dims, 3, 2))
+    if f.causal:
+        query, key = f.causal
+        yield "fewer queries than keys", base.with_sizes({query: 3, key: 11})
+        yield "more queries than keys", base.with_sizes({query: 11, key: 3})
+
+
+def _values(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+    wide = replace(base, sizes=_sizes(f.dims, 9, 21, 17, 11))
+    for family in ("heavy", "spike", "positive", "offset", "cancel", "ties", "pow2", "ints", "zeros", "equal_rows"):
+        yield family, replace(wide, family=family)
+    if f.arguments > 1:
+        yield "constant against normal", replace(wide, family="ones+normal+offset")
+        yield "normal against constant", replace(wide, family="normal+normal+ones")
+    for name in f.summed:
+        yield f"ones along {name}", replace(base.with_sizes({name: STAGNATION}), family="ones")
+    yield "large values", replace(wide, exponent=3)
+    yield "small values", replace(wide, exponent=-6)
+    yield "near underflow", replace(wide, family="tiny", exponent=SMALLEST[base.dtype] // 2)
+    yield "near the smallest", replace(wide, family="tiny", exponent=SMALLEST[base.dtype])
+    yield "near overflow", replace(wide, exponent=LARGEST[base.dtype] // 2)
+    if f.exponential:
+        for family in ("dominant", "below", "above"):
+            yield family, replace(wide, family=family if f.arguments == 1 else f"{family}+normal+normal")
+        if f.arguments > 1:
+            yield "saturated", replace(wide, exponent=3, family="normal")
+            yield "large scores", replace(wide, exponent=5 if base.dtype != "fp16" else 3, family="pow2+pow2+normal")
+
+
+def _layouts(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+    wide = replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9), batch=(3,))
+    for layout in ("transposed", "strided", "sliced", "offset", "expanded"):
+        yield f"{layout} inputs", replace(wide, layout=layout)
+    if base.law == "vjp":
+        for layout in ("transposed", "sliced", "expanded", "scalar"):
+            yield f"{layout} cotangent", replace(wide, grad=layout)
+
+
+def _masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+    wide = replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9))
+    for mask in ("full", "random", "padding", "empty_rows", "one_key", "expanded", "per_batch", "broadcast"):
+        yield f"{mask} mask", replace(wide, mask=mask)
+    if f.causal:
+        query, key = f.causal
+        square = replace(wide, causal=True)
+        yield "causal, square", square.with_sizes({query: 9, key: 9})
+        yield "causal, n < m", square.with_sizes({query: 5, key: 12})
+        yield "causal, n > m (empty rows)", square.with_sizes({query: 12, key: 5})
+        yield "causal, one query", square.with_sizes({query: 1, key: 7})
+        yield "causal and padding", replace(square.with_sizes({query: 7, key: 11}), mask="padding")
+        yield "causal and empty rows", replace(square.with_sizes({query: 7, key: 9}), mask="empty_rows")
+
+
+def _arguments(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+    for name in f.scalars:
+        for value in (0.5, -0.25, 3.0):
+            yield f"{name} = {value}", replace(base, scale=value)
+    for name in f.optional:
+        yield f"without {name}", replace(base, without=name)
+
+
+def _specials(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+    wide = replace(base, sizes=_sizes(f.dims, 4, 6, 5, 3))
+    yield "storage written again", replace(wide, special="reuse")
+    yield "a live NaN", replace(wide, special="live_nan")
+    if base.law == "definition":
+        yield "a live infinity", replace(wide, special="live_inf")
+    if f.exponential and f.arguments == 1:
+        yield "minus infinity", replace(wide, special="minus_inf")
+    if f.mask:
+        yield "NaN behind the mask", replace(wide, special="masked_nan", mask="padding")
+        yield "infinity behind the mask", replace(wide, special="masked_inf", mask="padding")
+
+
+def law_covering(law: Law, dtype: str, device: str = "cpu") -> list[tuple[str, Case]]:
+    """The covering list of an identity or theorem: its sizes distinct, 1, and around a tile."""
+    names = tuple(dim.name for dim in law.dims)
+    base = Case(law.operation, law.name, dtype, device, _sizes(names, 3, 5, 2, 7), family="ints", seed=1)
+    shapes = {
+        "distinct sizes": base,
+        "all sizes 1": replace(base, sizes=tuple((name, 1) for name in names)),
+        "above the tile": replace(base, sizes=_sizes(names, 17, 9, 5, 3)),
+        "small grid": replace(base, sizes=_sizes(names, 4, 6, 8, 2), exponent=-2),
+    }
+    return [(name, replace(case, seed=number + 1)) for number, (name, case) in enumerate(shapes.items())]

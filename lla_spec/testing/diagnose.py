@@ -1,0 +1,82 @@
+"""What is said of failing rows: the cause, the cheapest contract that would be met, one small case per cause, the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lla_spec.evaluating.contracts import lattice
+from lla_spec.language import Formula, Law
+from lla_spec.testing.causes import cause
+from lla_spec.testing.cases import Case
+from lla_spec.testing.failure import describe
+from lla_spec.testing.judge import Judgement
+from lla_spec.testing.runner import Session, law_of
+from lla_spec.testing.shrink import shrink
+from lla_spec.testing.targets import operation_formula
+from lla_spec.testing.verdicts import Result
+
+RATIO_KINDS = ("bound", "law", "tight")
+
+
+def explain(session: Session, result: Result) -> None:
+    """Fill in `cause` and `meets` of a failing row."""
+    found: Judgement = result.failing
+    contract = session.contract(result.row)
+    result.cause = cause(operation_formula(result.row.op), found, contract)
+    if found.kind in ("bound", "tight"):
+        result.meets = met_contract(session, result)
+
+
+def met_contract(session: Session, result: Result) -> str:
+    """The first contract of the lattice under which no case of the row fails; "" where there is none."""
+    row = result.row
+    if row.law not in ("definition", "vjp"):
+        return ""
+    failing = result.failing.case
+    for words, weaker in lattice(session.contract(row)):
+        judging = session.judging(row, weaker)
+        if not judging(failing).failed and not any(judging(case).failed for _, case in session.cases(row)):
+            return f"{weaker.describe()} ({words})"
+    return ""
+
+
+def texts(session: Session, results: Sequence[Result], target_name: str, seconds: float = 10.0) -> list[str]:
+    """One text for each operation and cause among the failing rows; the other rows of that cause are named in it."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        if result.verdict == "fail" and result.failing is not None:
+            explain(session, result)
+            groups.setdefault((result.row.op, result.cause or f"{result.kind}:{result.row.law}"), []).append(result)
+    return [_text(session, group, target_name, seconds) for group in groups.values()]
+
+
+def _text(session: Session, group: list[Result], target_name: str, seconds: float) -> str:
+    first = group[0]
+    found = shrunk(session, first, seconds)
+    formula = operation_formula(first.row.op)
+    statement: Formula | Law = formula if first.row.law in ("definition", "vjp") else law_of(first.row)
+    text = describe(session.target, first, statement, session.contract(first.row), found, first.failing.case, target_name=target_name)
+    first.case = str(found.case)
+    if len(group) > 1:
+        others = ", ".join(f"{r.row.law} {r.row.dtype}" for r in group[1:9]) + (" …" if len(group) > 9 else "")
+        text += f"\n  also      {others}"
+    return text
+
+
+def shrunk(session: Session, result: Result, seconds: float) -> Judgement:
+    """The failing case made small, failing in the same way and for the same named cause."""
+    row, contract = result.row, session.contract(result.row)
+    judging, formula = session.judging(row, contract), operation_formula(row.op)
+
+    def fails(case: Case) -> bool:
+        found = judging(case)
+        if found.kind != result.kind:
+            return False
+        return not result.cause or cause(formula, found, contract).split(" (so")[0] == result.cause.split(" (so")[0]
+
+    small = shrink(result.failing.case, fails, session.target.support(row.op), seconds)
+    found = judging(small)
+    if found.kind != result.kind:  # a target whose answers change from call to call
+        return replace(result.failing, message=f"{result.failing.message} (it does not fail again: the target's answers change)")
+    return found

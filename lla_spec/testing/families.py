@@ -1,0 +1,127 @@
+"""Families of values: each is an input class on which some wrong kernel shows (NUMERICS: a bound is half the tool).
+
+A family fills an array of float64 values; the last axis is the one that reductions run over. `magnitude` is a factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lla_spec.testing.bits import Bits
+
+Fill = Callable[[Bits, Sequence[int], float], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Family:
+    """`fill(bits, shape, magnitude)`; `random_mantissas`: its rounding errors are independent, so the tight tier holds."""
+
+    name: str
+    fill: Fill
+    random_mantissas: bool = False
+
+
+def _normal(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    return bits.normal(shape) * magnitude
+
+
+def _heavy(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    return bits.normal(shape) / (bits.uniform(shape) + 2.0**-7) * magnitude
+
+
+def _spike(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    few = bits.uniform(shape) < 1 / 16
+    return np.where(few, bits.normal(shape) * 4, bits.normal(shape) / 64) * magnitude
+
+
+def _offset(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    return (bits.normal(shape) / 16 + 3) * magnitude
+
+
+def _positive(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    return (np.abs(bits.normal(shape)) + 2.0**-6) * magnitude
+
+
+def _cancel(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    """The second half of each row takes the first half back, exactly: sums are far below their terms."""
+    values = bits.normal(shape)
+    half = shape[-1] // 2 if shape else 0
+    if half:
+        values[..., half : 2 * half] = -values[..., :half]
+    return values * magnitude
+
+
+def _ones(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    return np.ones(shape) * magnitude
+
+
+def _equal_rows(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    """Every row constant (ties everywhere), rows different."""
+    return np.broadcast_to(bits.normal((*shape[:-1], 1)) if shape else bits.normal(()), shape) * magnitude
+
+
+def _ties(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    return bits.integers(-1, 2, shape).astype(np.float64) * magnitude
+
+
+def _powers_of_two(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    return bits.signs(shape) * 2.0 ** bits.integers(-4, 5, shape) * magnitude
+
+
+def _integers(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    """Small integers: products and sums are exact in every accumulator."""
+    return bits.integers(-4, 5, shape).astype(np.float64)
+
+
+def _dominant(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    """One entry of each row far above the others: a softmax that saturates at 1."""
+    values = bits.normal(shape)
+    if shape and shape[-1]:
+        chosen = bits.integers(0, shape[-1], (*shape[:-1], 1))
+        np.put_along_axis(values, chosen, np.take_along_axis(values, chosen, -1) + 24, -1)
+    return values * magnitude
+
+
+def _far_below_zero(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    """All around -400: without the maximum taken out every exponential underflows."""
+    return (bits.normal(shape) - 400) * magnitude
+
+
+def _far_above_zero(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    """All around +400: without the maximum taken out every exponential overflows."""
+    return (bits.normal(shape) + 400) * magnitude
+
+
+def _tiny(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    """Near the smallest normal number of the dtype (`magnitude` is set to it by the case)."""
+    return bits.normal(shape) * magnitude
+
+
+def _zeros(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    return np.zeros(shape)
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family("normal", _normal, True),
+        Family("heavy", _heavy, True),
+        Family("spike", _spike, True),
+        Family("positive", _positive),
+        Family("offset", _offset),
+        Family("cancel", _cancel),
+        Family("ones", _ones),
+        Family("equal_rows", _equal_rows),
+        Family("ties", _ties),
+        Family("pow2", _powers_of_two),
+        Family("ints", _integers),
+        Family("dominant", _dominant),
+        Family("below", _far_below_zero),
+        Family("above", _far_above_zero),
+        Family("tiny", _tiny),
+        Family("zeros", _zeros),
+    )
+}

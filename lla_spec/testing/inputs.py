@@ -1,0 +1,182 @@
+"""The tensors of a case, as the torch call takes them, built anew every time they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lla_spec import symbols
+from lla_spec.language import Formula
+from lla_spec.testing.bits import Bits
+from lla_spec.testing.cases import Case
+from lla_spec.testing.families import FAMILIES
+from lla_spec.testing.layouts import LAYOUTS
+
+TORCH_DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+Arguments = dict[str, Tensor | float | bool | None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """`arguments` by torch name (grad_output among them in a vjp case), and which of them stand for which parameter."""
+
+    arguments: Arguments
+    digest: str
+
+
+def lead(formula: Formula, parameter: symbols.Tensor, batch: Sequence[int]) -> tuple[int, ...]:
+    """The leading axes of one argument: `batch`, unless it is shared by the batch (a weight)."""
+    return tuple(batch) if parameter.role is None or parameter.role.batched else ()
+
+
+def shape_of(formula: Formula, tensor: symbols.Tensor, case: Case) -> tuple[int, ...]:
+    """The torch shape of a parameter or of the result: the rows' axis, where there is one, is what `batch` stands for."""
+    sizes = dict(case.sizes)
+    own = tuple(axis.dim.size(sizes) for axis in tensor.axes if axis != formula.rows)
+    return (*lead(formula, tensor, case.batch), *own)
+
+
+def arguments_of(formula: Formula) -> dict[str, symbols.Tensor]:
+    """The formula's parameters that the torch call takes, by torch name."""
+    return {p.role.argument: p for p in formula.parameters.values() if p.role is not None and p.role.argument}
+
+
+def build(formula: Formula, case: Case) -> Inputs:
+    """The arguments of `formula` for `case`, in its dtype, layout and device, and a digest of their values."""
+    arguments: Arguments = {}
+    left_out = set(filter(None, case.without.split("+")))
+    parameters = arguments_of(formula)
+    keep = None
+    for position, (name, parameter) in enumerate(parameters.items()):
+        role = parameter.role
+        assert role is not None
+        if name in left_out:
+            arguments[name] = None
+        elif role.kind == "mask":
+            keep = _mask(formula, parameter, case)
+            arguments[name] = keep
+            if role.causal:
+                arguments["is_causal"] = case.causal
+        elif role.kind == "scalar":
+            arguments[name] = case.scale
+        else:
+            values = _values(case, name, position, shape_of(formula, parameter, case))
+            arguments[name] = _place(values, case, case.layout)
+    if case.law == "vjp":
+        values = _values(case, "grad_output", -1, shape_of(formula, formula.result, case), family="normal")
+        arguments["grad_output"] = _place(values, case, case.grad)
+    _plant(formula, case, arguments, keep)
+    return Inputs(arguments, digest(arguments))
+
+
+def _values(case: Case, name: str, position: int, shape: tuple[int, ...], family: str | None = None) -> np.ndarray:
+    families = (family or case.family).split("+")
+    chosen = families[position % len(families)] if family is None else family
+    exponent = case.exponent if family is None else min(case.exponent, 0)
+    return FAMILIES[chosen].fill(Bits(case.seed, name), shape, 2.0**exponent)
+
+
+def _place(values: np.ndarray, case: Case, layout: str) -> Tensor:
+    tensor = torch.from_numpy(np.array(values, dtype=np.float64)).to(TORCH_DTYPES[case.dtype])
+    return LAYOUTS[layout](tensor.to(case.device))
+
+
+def _mask(formula: Formula, parameter: symbols.Tensor, case: Case) -> Tensor | None:
+    if case.mask == "none":
+        return None
+    rows, columns = (axis.dim.size(dict(case.sizes)) for axis in parameter.axes[-2:])
+    bits = Bits(case.seed, "mask", case.mask)
+    own = (*case.batch, rows, columns)
+    keep = {
+        "full": lambda: np.ones((rows, columns), bool),
+        "random": lambda: _some_kept(bits.uniform((rows, columns)) < 0.6, bits),
+        "padding": lambda: (np.arange(columns) < bits.integers(1, columns + 1, (*case.batch, 1))[..., None]),
+        "empty_rows": lambda: _some_empty(bits.uniform((rows, columns)) < 0.6, bits),
+        "one_key": lambda: np.arange(columns) == bits.integers(0, max(columns, 1), (rows, 1)),
+        "expanded": lambda: _some_kept(bits.uniform((rows, columns)) < 0.6, bits),
+        "per_batch": lambda: _some_kept(bits.uniform(own) < 0.6, bits),
+        "broadcast": lambda: _some_kept(bits.uniform((1, columns)) < 0.6, bits),
+    }[case.mask]()
+    tensor = torch.from_numpy(np.ascontiguousarray(keep)).to(case.device)
+    return tensor.expand(own) if case.mask == "expanded" else tensor
+
+
+def _some_kept(keep: np.ndarray, bits: Bits) -> np.ndarray:
+    """Every row looks at something."""
+    if keep.shape[-1]:
+        chosen = bits.integers(0, keep.shape[-1], (*keep.shape[:-1], 1))
+        np.put_along_axis(keep, chosen, True, -1)
+    return keep
+
+
+def _some_empty(keep: np.ndarray, bits: Bits) -> np.ndarray:
+    """At least one row looks at nothing (the first, and each other one with probability 1/4)."""
+    _some_kept(keep, bits)[bits.uniform(keep.shape[:-1]) < 0.25] = False
+    keep[..., :1, :] = False
+    return keep
+
+
+def _plant(formula: Formula, case: Case, arguments: Arguments, keep: Tensor | None) -> None:
+    """Put the case's special values where it says: in live slots, in slots that the mask hides, or -inf in logits."""
+    if case.special in ("none", "reuse"):
+        return
+    tensors = [t for name, t in arguments.items() if isinstance(t, Tensor) and t.dtype != torch.bool and name != "grad_output"]
+    if case.special == "minus_inf":
+        _write(tensors[0], Bits(case.seed, "special").uniform(tuple(tensors[0].shape)) < 0.3, float("-inf"), spare_first=True)
+        return
+    value = float("nan") if case.special.endswith("nan") else float("inf")
+    if case.special.startswith("live"):
+        first = tensors[0]
+        where = np.zeros(tuple(first.shape), bool)
+        where.reshape(-1)[: 1 if where.size else 0] = True
+        _write(first, where, value)
+        return
+    hidden = hidden_columns(formula, case, keep)
+    for name, parameter in arguments_of(formula).items():
+        tensor = arguments[name]
+        if isinstance(tensor, Tensor) and tensor.dtype != torch.bool and parameter.axes[0] == _column_axis(formula):
+            _write(tensor, np.broadcast_to(hidden[..., None], tuple(tensor.shape)), value)
+
+
+def _column_axis(formula: Formula) -> symbols.Index | None:
+    masks = [p for p in formula.parameters.values() if p.role and p.role.kind == "mask" and p.role.argument]
+    return masks[0].axes[-1] if masks else None
+
+
+def hidden_columns(formula: Formula, case: Case, keep: Tensor | None) -> np.ndarray:
+    """Which keys no query of the matrix may look at, (*batch, m)."""
+    axis = _column_axis(formula)
+    assert axis is not None, f"{formula.name} has no mask"
+    columns = axis.dim.size(dict(case.sizes))
+    if keep is None:
+        return np.zeros((*case.batch, columns), bool)
+    seen = keep.cpu().numpy().any(-2)
+    return np.broadcast_to(~seen, (*case.batch, columns))
+
+
+def _write(tensor: Tensor, where: np.ndarray, value: float, spare_first: bool = False) -> None:
+    chosen = torch.from_numpy(np.array(where)).to(tensor.device)
+    if spare_first and chosen.dim() and chosen.shape[-1]:
+        chosen[..., 0] = False
+    tensor.masked_fill_(chosen, value)
+
+
+def digest(arguments: Arguments) -> str:
+    """Sixteen hexadecimal digits of the arguments' values, dtypes and shapes (not of their layout)."""
+    seen = hashlib.sha256()
+    for name, value in sorted(arguments.items()):
+        seen.update(name.encode())
+        if isinstance(value, Tensor):
+            dense = value.detach().cpu().contiguous()
+            seen.update(f"{dense.dtype}{tuple(dense.shape)}".encode())
+            seen.update(dense.view(torch.uint8).numpy().tobytes() if dense.numel() and dense.dim() else bytes(str(dense), "utf8"))
+        else:
+            seen.update(repr(value).encode())
+    return seen.hexdigest()[:16]

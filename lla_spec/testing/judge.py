@@ -1,0 +1,269 @@
+"""One case, judged: oracle and bound first, then the target, then a ratio |error| / bound for every entry.
+
+A case is evidence only if the same ratios reject the fakes: zeros, a copy of an input, a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lla_spec.calculus import gradient_parameters
+from lla_spec.evaluating.bounded import Bounded
+from lla_spec.evaluating.contracts import Contract
+from lla_spec.evaluating.edges import hazards, ratios
+from lla_spec.evaluating.operations import bound
+from lla_spec.language import Formula
+from lla_spec.testing.calling import Expected, Misbehaved, autograd_vjp, call, checked, checked_gradients
+from lla_spec.testing.cases import Case
+from lla_spec.testing.families import FAMILIES
+from lla_spec.testing.inputs import Arguments, arguments_of, build, hidden_columns, shape_of
+from lla_spec.testing.targets import Target
+
+Truth = dict[str, Bounded]  # by output: "" for a forward result, the argument's name for a gradient
+Outputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The entry with the largest ratio. `output` is "" for a forward result, else the argument whose gradient it is."""
+
+    output: str
+    index: tuple[int, ...]
+    computed: float
+    exact: float
+    bound: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one case showed. `kind` is "" where it passed, else how it failed: "bound", "law", "tight", "raises", …"""
+
+    case: Case
+    kind: str = ""
+    message: str = ""
+    worst: Worst | None = None
+    tight_ratio: float | None = None
+    evidence: bool = False
+    hazard: bool = False
+    reported: str = ""  # something seen and not judged, such as NaN that leaks where no policy forbids it
+    unimplemented: bool = False
+    digest: str = ""
+    outputs: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.kind)
+
+    @property
+    def ratio(self) -> float:
+        return self.worst.ratio if self.worst else 0.0
+
+
+def as_numpy(value: Any) -> Any:
+    """A tensor's values as float64 (bool stays bool), exactly; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    dense = value.detach().cpu()
+    return dense.numpy() if dense.dtype == torch.bool else dense.to(torch.float64).numpy()
+
+
+def truth_of(formula: Formula, arguments: Arguments, contract: Contract, *, vjp: bool, alignment: str = "bottom_right") -> Truth:
+    """Value and bound of every output at these arguments; balls give the value where fp64 is under test."""
+    found = bound(
+        formula.name,
+        {name: as_numpy(value) for name, value in arguments.items()},
+        contract,
+        vjp=vjp,
+        exact=contract.io.name == "fp64",
+        causal_alignment=alignment,
+    )
+    return found if isinstance(found, dict) else {"": found}
+
+
+def judge(target: Target, formula: Formula, case: Case, contract: Contract, *, tight: bool = True) -> Judgement:
+    """`target` on one case of the law "definition" or "vjp" of an operation."""
+    vjp = case.law == "vjp"
+    alignment = target.policy(formula.name, "causal_alignment") or "bottom_right"
+    inputs = build(formula, case)
+    truth = truth_of(formula, inputs.arguments, contract, vjp=vjp, alignment=alignment)
+    found = Judgement(case, digest=inputs.digest)
+    try:
+        outputs = answer(target, formula, case, inputs.arguments)
+    except Misbehaved as error:
+        return replace(found, kind=error.kind, message=str(error))
+    if outputs is None:
+        return replace(found, unimplemented=True)
+    truth, reported = _judged_part(target, formula, case, inputs.arguments, truth, outputs)
+    worst = worst_entry(outputs, truth, contract)
+    found = replace(
+        found,
+        worst=worst,
+        evidence=rejects_fakes(inputs.arguments, outputs, truth, contract),
+        hazard=any(hazards(b, contract.io).any() for b in truth.values()),
+        reported=reported,
+        outputs=outputs,
+    )
+    if worst is not None and not (worst.ratio <= 1):
+        return replace(found, kind="bound")
+    if tight and _tight_applies(case, contract):
+        found = _judge_tight(target, formula, found, contract, inputs.arguments)
+    return found
+
+
+def answer(target: Target, formula: Formula, case: Case, arguments: Arguments) -> Outputs | None:
+    """What the target computes, by output; None where it has no gradient to offer. Raises Misbehaved."""
+    name = formula.name
+    if case.special == "reuse":
+        arguments = _written_again(target, formula, case, arguments)
+    first = next(v for v in arguments.values() if isinstance(v, Tensor))
+    forward = Expected(shape_of(formula, formula.result, case), first.dtype, first.device)
+    if case.law != "vjp":
+        return {"": checked(call(target.functions[name], arguments, name), forward, name)}
+    wanted: dict[str, Expected | None] = {}
+    for parameter in gradient_parameters(formula):
+        role = formula.parameters[parameter].role
+        assert role is not None
+        value = arguments[role.argument]
+        wanted[role.argument] = Expected(tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else None
+    if f"{name}_vjp" in target.functions:
+        result = call(target.functions[f"{name}_vjp"], arguments, f"{name}_vjp")
+    else:
+        result = autograd_vjp(target.functions[name], name, arguments, forward) if target.differentiable(name) else None
+        if result is None:
+            return None
+        result = tuple(None if wanted[k] is None else v for k, v in zip(wanted, result, strict=True))
+    return checked_gradients(result, wanted, f"{name}_vjp")
+
+
+def _written_again(target: Target, formula: Formula, case: Case, arguments: Arguments) -> Arguments:
+    """Call once on other values, then write this case's values into the same storage, past the version counter."""
+    other = build(formula, replace(case, seed=case.seed + 1, special="none")).arguments
+    function = target.functions.get(f"{formula.name}_vjp" if case.law == "vjp" else formula.name, target.functions[formula.name])
+    first = {k: v for k, v in other.items() if k != "grad_output" or f"{formula.name}_vjp" in target.functions}
+    call(function, first, formula.name)
+    for name, value in arguments.items():
+        reused = other[name]
+        if isinstance(value, Tensor) and isinstance(reused, Tensor):
+            reused.data.copy_(value)
+    return other
+
+
+def _judged_part(
+    target: Target, formula: Formula, case: Case, arguments: Arguments, truth: Truth, outputs: Outputs
+) -> tuple[Truth, str]:
+    """Leave out what no declared policy settles: gradients of empty rows, NaN behind a mask."""
+    name = formula.name
+    if case.special.startswith("masked") and target.policy(name, "nan_in_masked") != "ignored":
+        leaks = any(not torch.isfinite(value).all() for value in outputs.values())
+        free = {key: Bounded(b.value, np.full_like(b.error, np.inf)) for key, b in truth.items()}
+        return free, "a value behind the mask leaks into the result" if leaks else ""
+    policy = target.policy(name, "fully_masked_row")
+    empty = empty_rows(formula, case, arguments)
+    if empty is None or not empty.any() or policy == "zeros" or (policy is None and case.law == "definition"):
+        return truth, ""
+    if case.law == "definition":
+        return {key: _free(b, empty[..., None]) for key, b in truth.items()}, ""
+    # Whatever such a row gives, it may give to every gradient of its matrix.
+    return {key: _free(b, empty.any(-1)[..., None, None]) for key, b in truth.items()}, ""
+
+
+def _free(bounded: Bounded, where: np.ndarray) -> Bounded:
+    free = np.broadcast_to(where, bounded.value.shape)
+    return Bounded(np.where(free, np.nan, bounded.value), np.where(free, np.inf, bounded.error))
+
+
+def empty_rows(formula: Formula, case: Case, arguments: Arguments) -> np.ndarray | None:
+    """Which queries look at no key, (*batch, n); None for an operation without a mask."""
+    masked = [p for p in arguments_of(formula).values() if p.role and p.role.kind == "mask"]
+    if not masked:
+        return None
+    rows, columns = (axis.dim.size(dict(case.sizes)) for axis in masked[0].axes[-2:])
+    keep = arguments["mask"]
+    seen = np.ones((rows, columns), bool) if keep is None else as_numpy(keep)
+    if case.causal:
+        seen = seen & np.tri(rows, columns, columns - rows, dtype=bool)
+    return np.broadcast_to(~seen.any(-1), (*case.batch, rows))
+
+
+def worst_entry(outputs: Outputs, truth: Truth, contract: Contract) -> Worst | None:
+    """The entry whose error is largest against its bound; None where every output is empty."""
+    found: Worst | None = None
+    for key, output in outputs.items():
+        computed, bounded = as_numpy(output), truth[key]
+        ratio = ratios(computed, bounded, contract.io)
+        if not ratio.size:
+            continue
+        where = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+        if found is None or not (ratio[where] <= found.ratio):
+            index = tuple(int(i) for i in where)
+            found = Worst(
+                key, index, float(computed[where]), float(bounded.value[where]), float(bounded.error[where]), float(ratio[where])
+            )
+    return found
+
+
+def rejects_fakes(arguments: Arguments, outputs: Outputs, truth: Truth, contract: Contract) -> bool:
+    """Whether the check would refuse zeros, a copy of an input, and the first input's mean."""
+    return all(
+        any((ratios(value, truth[key], contract.io) > 1).any() for key, value in fake.items())
+        for fake in fakes(arguments, outputs)
+    )
+
+
+def fakes(arguments: Arguments, outputs: Outputs) -> Iterator[dict[str, np.ndarray]]:
+    shapes = {key: tuple(value.shape) for key, value in outputs.items()}
+    yield {key: np.zeros(shape) for key, shape in shapes.items()}
+    tensors = [as_numpy(v) for v in arguments.values() if isinstance(v, Tensor) and v.is_floating_point()]
+    first = tensors[0][np.isfinite(tensors[0])]
+    yield {key: np.full(shape, first.mean() if first.size else 0.0) for key, shape in shapes.items()}
+    for tensor in tensors:
+        copies = {key: tensor for key, shape in shapes.items() if shape == tensor.shape}
+        if copies:
+            yield copies
+
+
+def _tight_applies(case: Case, contract: Contract) -> bool:
+    """The statistical tier assumes independent rounding errors: random mantissas, and round to nearest."""
+    return (
+        contract.rounding == "nearest"
+        and case.special == "none"
+        and case.layout not in ("expanded", "scalar")
+        and case.grad not in ("expanded", "scalar")
+        and all(FAMILIES[name].random_mantissas for name in case.family.split("+"))
+        and max((size for _, size in case.sizes), default=0) >= 64
+    )
+
+
+def _judge_tight(target: Target, formula: Formula, found: Judgement, contract: Contract, arguments: Arguments) -> Judgement:
+    """λ = 3: over the bound here and on at least 5 of 8 redrawn seeds is a failure (6 of 9)."""
+
+    def tight_ratio(case: Case, outputs: Outputs, given: Arguments) -> float:
+        truth = truth_of(formula, given, contract.tight(), vjp=case.law == "vjp")
+        truth, _ = _judged_part(target, formula, case, given, truth, outputs)
+        worst = worst_entry(outputs, truth, contract)
+        return worst.ratio if worst else 0.0
+
+    ratio = tight_ratio(found.case, dict(found.outputs), arguments)
+    found = replace(found, tight_ratio=ratio)
+    if ratio <= 1:
+        return found
+    over = 1
+    for step in range(1, 9):
+        case = replace(found.case, seed=found.case.seed + 7919 * step)
+        given = build(formula, case).arguments
+        outputs = answer(target, formula, case, given)
+        over += outputs is not None and not (tight_ratio(case, outputs, given) <= 1)
+    if over < 6:
+        return found
+    return replace(found, kind="tight", message=f"over the statistical bound (λ = 3) on {over} of 9 seeds")
+
+
+Judge = Callable[[Case], Judgement]
+__all__ = ["Judge", "Judgement", "Worst", "answer", "as_numpy", "hidden_columns", "judge", "truth_of", "worst_entry"]

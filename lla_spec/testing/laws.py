@@ -1,0 +1,279 @@
+"""A law on a target: its visible calls run on the target, everything between them is evaluated by the specification.
+
+(a) Each call is judged against the oracle at its actual inputs. (b) Where the glue that feeds the calls is exact in the
+dtype, and no call feeds a call, left - right is judged as well, against both sides' call bounds pushed through the glue
+that follows. Inputs lie on a dyadic grid, so that glue is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import sympy as sp
+import torch
+from torch import Tensor as TorchTensor
+
+from lla_spec.evaluating.bounded import Bounded
+from lla_spec.evaluating.compiling import compile_results
+from lla_spec.evaluating.contracts import Contract, contract
+from lla_spec.evaluating.edges import hazards, ratios
+from lla_spec.evaluating.plan import Plan
+from lla_spec.evaluating.rounding import Rounding
+from lla_spec.language import Call, Formula, Law
+from lla_spec.symbols import Tensor, dependencies, inputs
+from lla_spec.testing.bits import Bits
+from lla_spec.testing.calling import Misbehaved
+from lla_spec.testing.cases import Case
+from lla_spec.testing.inputs import TORCH_DTYPES, Arguments, digest
+from lla_spec.testing.judge import Judgement, Worst, answer, as_numpy, truth_of, worst_entry
+from lla_spec.testing.targets import Target
+
+ContractOf = Callable[[str], Contract]
+_GLUE = contract("strict", "fp64")
+
+
+@dataclass(frozen=True)
+class Visible:
+    """A call that the target can be asked for: its operation, and the parameter whose gradient it is ("" forward)."""
+
+    tensor: Tensor
+    operation: Formula
+    gradient: str
+
+    @property
+    def name(self) -> str:
+        call: Call = self.tensor.call
+        given = ", ".join(a.name if isinstance(a, Tensor) else str(a) for a in call.arguments.values() if a is not None)
+        return f"{self.operation.name}{'_vjp' if self.gradient else ''}({given})"
+
+
+def judge_law(target: Target, law: Law, case: Case, contract_of: ContractOf) -> Judgement:
+    """`target` on one case of an identity or theorem."""
+    run = _Run(target, law, case, contract_of)
+    found = Judgement(case, digest=run.digest)
+    visible = visible_calls(law, target)
+    if not visible:
+        return replace(found, unimplemented=True)
+    try:
+        for call in visible:
+            run.ask(call)
+    except Misbehaved as error:
+        return replace(found, kind=error.kind, message=str(error))
+    found = replace(found, worst=run.worst, evidence=run.evidence, hazard=run.hazard, outputs=run.outputs)
+    if run.worst is not None and not (run.worst.ratio <= 1):
+        return replace(found, kind="bound", message=f"in the call {run.worst_call}")
+    if not run.exact or run.nested:
+        return found
+    worst = run.sides()
+    if worst is None or worst.ratio <= 1:
+        return replace(found, worst=worst if worst and not (worst.ratio <= found.ratio) else found.worst)
+    return replace(found, kind="law", worst=worst, message="both sides were computed within their bounds, yet the law fails")
+
+
+def visible_calls(law: Law, target: Target) -> list[Visible]:
+    """The calls of both sides that the target can run, arguments before what they feed."""
+    found: dict[Tensor, Visible] = {}
+
+    def visit(tensor: Tensor) -> None:
+        for other in tensor.call.tensors() if tensor.call is not None else dependencies(tensor):
+            visit(other)
+        call = _visible(tensor, target)
+        if call is not None:
+            found.setdefault(tensor, call)
+
+    for side in (law.left, law.right):
+        visit(side)
+    return list(found.values())
+
+
+def _visible(tensor: Tensor, target: Target) -> Visible | None:
+    if tensor.call is None:
+        return None
+    formula, gradient = tensor.call.formula.gradient_of or (tensor.call.formula, "")
+    if not formula.operation or not target.implements(formula.name):
+        return None
+    if gradient and not target.differentiable(formula.name):
+        return None
+    for name, parameter in formula.parameters.items():
+        argument, role = tensor.call.arguments[name], parameter.role
+        if argument is None or role is None:
+            continue
+        if not role.argument or (role.kind == "mask" and not _boolean(argument)):
+            return None  # the torch signature cannot say this: the specification evaluates the call
+    return Visible(tensor, formula, gradient)
+
+
+def _boolean(argument: Tensor | sp.Expr) -> bool:
+    if isinstance(argument, Tensor):
+        if argument.blocks:
+            return all(block in (0, 1) for block in argument.blocks)
+        return argument.role is not None and argument.role.kind == "mask"
+    return argument in (0, 1)
+
+
+class _Run:
+    """The values of one case: the law's inputs, then what the target answered."""
+
+    def __init__(self, target: Target, law: Law, case: Case, contract_of: ContractOf) -> None:
+        self.target, self.law, self.case, self.contract_of = target, law, case, contract_of
+        self.sizes = dict(case.sizes)
+        self.values: dict[Tensor, Bounded] = {}
+        self.outputs: dict[str, TorchTensor] = {}
+        self.asked: list[Visible] = []
+        self.exact, self.nested, self.evidence, self.hazard = True, False, False, False
+        self.worst: Worst | None = None
+        self.worst_call = ""
+        self._draw()
+        self.digest = digest({t.name: torch.from_numpy(np.array(b.value)) for t, b in self.values.items()})
+
+    def _draw(self) -> None:
+        """The free inputs from the grid, then the constrained ones by their constructions."""
+        constructions = {old: new for h in self.law.hypotheses for old, new in h.by.items()}
+        free: dict[Tensor, None] = {}
+        for tensor in (self.law.left, self.law.right, *constructions.values()):
+            free.update((t, None) for t in inputs(tensor) if t not in constructions)
+        for tensor in free:
+            self.values[tensor] = _sure(draw(tensor, self.case, self.sizes))
+        for constrained, construction in constructions.items():
+            self.values[constrained] = _sure(self.evaluate(construction).value)
+
+    def evaluate(self, tensor: Tensor | sp.Expr) -> Bounded:
+        """A tensor from the values so far, with the errors that they carry pushed through."""
+        made = tensor if isinstance(tensor, Tensor) else Tensor("scalar", (), tensor)
+        if made in self.values:
+            return self.values[made]
+        plan = _plan(made, tuple(self.values))
+        given = {_key(t): value for t, value in self.values.items() if _key(t) in {i.name for i in plan.inputs}}
+        found = plan.run(Rounding(_GLUE), given, self.sizes)["out"]
+        return found if isinstance(found, Bounded) else Bounded(found.value, found.error)
+
+    def ask(self, call: Visible) -> None:
+        """Run one call on the target and judge it at its actual inputs."""
+        arguments = self._arguments(call)
+        shape_case = self._shape_case(call, arguments)
+        declared = self.contract_of(call.operation.name)
+        truth = truth_of(call.operation, arguments, declared, vjp=bool(call.gradient), alignment=self._alignment(call))
+        outputs = answer(self.target, call.operation, shape_case, arguments)
+        if outputs is None:
+            raise Misbehaved("raises", f"{call.name}: the output has no gradient although the target says it has")
+        key = ""
+        if call.gradient:
+            role = call.operation.parameters[call.gradient].role
+            assert role is not None
+            key = role.argument
+        output, bounded = outputs[key], truth[key]
+        worst = worst_entry({key: output}, {key: bounded}, declared)
+        if worst is not None and (self.worst is None or not (worst.ratio <= self.worst.ratio)):
+            self.worst, self.worst_call = worst, call.name
+        self.evidence |= bool((ratios(np.zeros(bounded.value.shape), bounded, declared.io) > 1).any())
+        self.hazard |= bool(hazards(bounded, declared.io).any())
+        self.nested |= any(_feeds(other.tensor, call.tensor) for other in self.asked)
+        self.asked.append(call)
+        self.outputs[key] = output
+        self.values[call.tensor] = Bounded(self._spec_shape(call, as_numpy(output)), self._spec_shape(call, bounded.error))
+
+    def _alignment(self, call: Visible) -> str:
+        return self.target.policy(call.operation.name, "causal_alignment") or "bottom_right"
+
+    def _arguments(self, call: Visible) -> Arguments:
+        """The torch arguments of a call, rounded to the dtype; whether that was exact is remembered."""
+        arguments: Arguments = {}
+        for name, parameter in call.operation.parameters.items():
+            role, argument = parameter.role, call.tensor.call.arguments[name]
+            if role is None or not role.argument:
+                continue
+            if role.kind == "mask" and role.causal:
+                arguments.setdefault("is_causal", False)
+            if argument is None:
+                arguments[role.argument] = None
+                continue
+            value = self.evaluate(argument).value
+            if role.kind == "mask":
+                arguments[role.argument] = None if argument == 1 else torch.from_numpy(np.array(value != 0))
+            elif role.kind == "scalar":
+                arguments[role.argument] = float(value)
+            else:
+                arguments[role.argument] = self._cast(value)
+        if call.gradient:
+            seed = list(call.tensor.call.arguments.values())[-1]
+            arguments["grad_output"] = self._cast(self.evaluate(seed).value)
+        return {k: v.to(self.case.device) if isinstance(v, TorchTensor) else v for k, v in arguments.items()}
+
+    def _cast(self, value: np.ndarray) -> TorchTensor:
+        exact = torch.from_numpy(np.array(value, dtype=np.float64))
+        cast = exact.to(TORCH_DTYPES[self.case.dtype])
+        self.exact &= bool(torch.equal(cast.to(torch.float64), exact))
+        return cast
+
+    def _shape_case(self, call: Visible, arguments: Arguments) -> Case:
+        """A case with the sizes of this call, so that the expected shapes follow from the declaration."""
+        sizes, batch = {}, ()
+        for parameter in call.operation.parameters.values():
+            value = arguments.get(parameter.role.argument) if parameter.role else None
+            if isinstance(value, TorchTensor) and value.dtype != torch.bool:
+                own = [axis for axis in parameter.axes if axis != call.operation.rows]
+                lead = tuple(value.shape[: value.dim() - len(own)])
+                batch = lead if parameter.role and parameter.role.batched else batch
+                sizes.update({axis.dim.name: value.shape[p - len(own)] for p, axis in enumerate(own)})
+        law = "vjp" if call.gradient else "definition"
+        return replace(self.case, op=call.operation.name, law=law, sizes=tuple(sizes.items()), batch=batch, special="none")
+
+    def _spec_shape(self, call: Visible, array: np.ndarray) -> np.ndarray:
+        return array.reshape(tuple(axis.dim.size(self.sizes) for axis in call.tensor.axes))
+
+    def sides(self) -> Worst | None:
+        """The entry where left - right is largest against both sides' bounds; for ≤, how far left is above right."""
+        left, right = self.evaluate(self.law.left), self.evaluate(self.law.right)
+        if not left.value.size:
+            return None
+        over = left.value - right.value
+        over = np.maximum(over, 0) if self.law.relation == "<=" else np.abs(over)
+        allowed = left.error + right.error
+        with np.errstate(all="ignore"):
+            ratio = np.where(over == 0, 0.0, np.where(np.isinf(allowed), 0.0, over / allowed))
+        ratio = np.where(np.isnan(ratio), np.inf, ratio)
+        where = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+        index = tuple(int(i) for i in where)
+        return Worst("", index, float(left.value[where]), float(right.value[where]), float(allowed[where]), float(ratio[where]))
+
+
+def _sure(value: np.ndarray) -> Bounded:
+    return Bounded(np.asarray(value, dtype=np.float64), np.zeros(np.shape(value)))
+
+
+def _key(tensor: Tensor) -> str:
+    return f"{tensor.name}.{tensor.label.key}"
+
+
+@cache
+def _plan(tensor: Tensor, known: tuple[Tensor, ...]) -> Plan:
+    return compile_results({"out": tensor}, {_key(t): t for t in known})
+
+
+def _feeds(call: Tensor, other: Tensor) -> bool:
+    """Whether `other` is made from `call`."""
+    parts = other.call.tensors() if other.call is not None else dependencies(other)
+    return any(part is call or _feeds(call, part) for part in parts)
+
+
+def draw(tensor: Tensor, case: Case, sizes: Mapping[str, int]) -> np.ndarray:
+    """An input of a law on the dyadic grid: small integers times a power of two, 0/1 masks, true permutations."""
+    shape = tuple(axis.dim.size(sizes) for axis in tensor.axes)
+    bits = Bits(case.seed, tensor.name, tensor.axes)
+    kind = tensor.role.kind if tensor.role else "real"
+    if tensor.permutation:
+        return bits.permutation(shape[0])
+    if kind == "mask":
+        keep = bits.integers(0, 3, shape) > 0
+        np.put_along_axis(keep, bits.integers(0, shape[-1], (*shape[:-1], 1)), True, -1)
+        return keep.astype(np.float64)
+    if tensor.positive:
+        return 2.0 ** bits.integers(-2, 3, shape)
+    if kind == "scalar":
+        return np.asarray(bits.signs(shape) * 2.0 ** bits.integers(-2, 2, shape))
+    low, high, unit = {"ties": (-1, 2, 1.0), "grid": (-8, 9, 0.25)}.get(case.family, (-4, 5, 1.0))
+    values = bits.integers(low, high, shape) * unit * 2.0**case.exponent
+    return np.abs(values) if tensor.nonnegative else values

@@ -1,0 +1,174 @@
+"""Rows as pytest tests: the decorators of this repository's topic files, and `parametrize_with_laws` for other people's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+
+from lla_spec.language import registry
+from lla_spec.testing.cases import Case
+from lla_spec.testing.diagnose import texts
+from lla_spec.testing.judge import Judgement
+from lla_spec.testing.runner import Options, Session, law_of
+from lla_spec.testing.strategies import cases, law_cases
+from lla_spec.testing.targets import load, operation_formula
+from lla_spec.testing.verdicts import Result, Row, verdict
+
+Test = Callable[..., Any]
+
+
+def each_operation(page: ModuleType, law: str = "definition") -> Callable[[Test], Test]:
+    """Parametrise `row` over the page's operations, each dtype and device; `law` is "definition" or "vjp"."""
+    return _marked(page, law)
+
+
+def each_law(page: ModuleType) -> Callable[[Test], Test]:
+    """Parametrise `row` over the identities and theorems that the page declares."""
+    return _marked(page, "laws")
+
+
+def _marked(page: ModuleType, kind: str) -> Callable[[Test], Test]:
+    topic = page.__name__.rsplit(".", 1)[-1]
+
+    def mark(test: Test) -> Test:
+        test.lla_rows = (topic, kind)  # pyright: ignore[reportFunctionMemberAccess]
+        return test
+
+    return mark
+
+
+class RowTests:
+    """Every row of a session as a test's parameter."""
+
+    def __init__(self, session: Session, profile: str, target_name: str) -> None:
+        self.session, self.profile, self.target_name = session, profile, target_name
+        self.rows = list(session.rows())
+        self.explained: dict[tuple[str, str], str] = {}
+
+    def of_page(self, topic: str, kind: str) -> list[RowTest]:
+        chosen = []
+        for row in self.rows:
+            own = row.law in ("definition", "vjp")
+            home = registry.formulas[row.op].topic if own else law_of(row).topic
+            if home == topic and (row.law == kind if own else kind == "laws"):
+                chosen.append(RowTest(self, row))
+        return chosen
+
+    def settle(self, test: Test) -> None:
+        """Give a hypothesis test the profile's settings. Failures are shrunk by our own shrinker, once per cause."""
+        nightly = self.profile == "nightly"
+        settings(
+            max_examples=max(self.session.options.examples, 1),
+            derandomize=not nightly,
+            deadline=None,
+            print_blob=True,
+            report_multiple_bugs=False,
+            phases=[Phase.explicit, Phase.generate, Phase.target],
+            suppress_health_check=list(HealthCheck),
+            **({} if nightly else {"database": None}),
+        )(test)
+
+    def explain(self, result: Result) -> str:
+        """The failure's text; a cause that was told already is told in one line."""
+        text = texts(self.session, [result], self.target_name)[0]
+        key = (result.row.op, result.cause or result.kind)
+        if self.explained.setdefault(key, text) is not text:
+            return f"{result.row.id}: {result.cause or result.message or result.kind}, as shown for this operation above\n{text}"
+        return text
+
+
+class RowTest:
+    """One row under pytest. The first `check` runs its covering list; what fails once fails on every replay."""
+
+    def __init__(self, tests: RowTests, row: Row) -> None:
+        self.tests, self.row = tests, row
+        self.id = f"{row.op}-{row.dtype}-{row.device}" if row.law in ("definition", "vjp") else f"{row.law}-{row.dtype}-{row.device}"
+        self.result: Result | None = None
+        self.complaint = ""
+        self.unimplemented = False
+
+    def cases(self) -> st.SearchStrategy[Case]:
+        """Random cases of this row, inside what the target supports."""
+        row, support = self.row, self.tests.session.target.support(self.row.op)
+        if row.law in ("definition", "vjp"):
+            return cases(operation_formula(row.op), row.law, row.dtype, row.device, support)
+        return law_cases(law_of(row), row.dtype, row.device, support)
+
+    def check(self, case: Case) -> None:
+        """Judge the covering list (once) and `case`; AssertionError with the whole text where one fails."""
+        __tracebackhide__ = True
+        if self.result is None:
+            # The covering list alone: hypothesis draws the random cases in the test itself.
+            listed = Session(self.tests.session.target, replace(self.tests.session.options, examples=0))
+            self.result = listed.run(self.row)
+            if self.result.verdict == "fail":
+                self.complaint = self.tests.explain(self.result)
+        if self.result.verdict == "unimplemented":
+            return
+        if not self.complaint:
+            self._judge(case)
+        if self.complaint:
+            raise AssertionError("\n" + self.complaint)
+
+    def _judge(self, case: Case) -> None:
+        session, result = self.tests.session, self.result
+        assert result is not None
+        found: Judgement = session.judging(self.row, session.contract(self.row))(case)
+        session.count(result, "random", found)
+        if found.failed:
+            session.fail(result, found)
+            result.verdict = "fail"
+            self.complaint = self.tests.explain(result)
+
+    def finish(self) -> tuple[dict[str, Any], str]:
+        """(the row as JSON, what is wrong with it as a whole: too little evidence)."""
+        result = self.result or Result(self.row, "no_evidence", message="no case was run")
+        if result.verdict not in ("fail", "unimplemented"):
+            result.verdict = verdict(
+                failed=False, known=False, unimplemented=False, examples=result.examples, evidence=result.evidence,
+                hazards=result.hazards, no_power=result.no_power,
+            )  # fmt: skip
+        if result.verdict == "no_evidence":
+            return result.as_json(), f"{self.row.id}: {result.evidence} of {result.examples} cases are evidence, fewer than half"
+        return result.as_json(), ""
+
+
+def parametrize_with_laws(
+    target: Any,
+    *,
+    ops: Sequence[str] = (),
+    laws: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+    devices: Sequence[str] = (),
+    contract: str | None = None,
+    examples: int = 20,
+) -> Callable[[Test], Test]:
+    """Parametrise `law_check` over every row of `target` that it implements; calling it raises where the row fails.
+
+        @parametrize_with_laws({"attention": my_attention}, dtypes=["bf16"], devices=["cuda"])
+        def test_attention(law_check):
+            law_check()
+    """
+    found = load(target)
+    session = Session(found, Options(tuple(ops), tuple(laws), tuple(dtypes), tuple(devices), contract, examples))
+    rows = [row for row in session.rows() if found.implements(row.op)]
+
+    def checking(row: Row) -> Callable[[], None]:
+        def law_check() -> None:
+            __tracebackhide__ = True
+            result = session.run(row)
+            if result.verdict == "fail":
+                raise AssertionError("\n" + texts(session, [result], found.name)[0])
+            if result.verdict == "no_evidence":
+                raise AssertionError(f"{row.id}: {result.evidence} of {result.examples} cases are evidence, fewer than half")
+
+        return law_check
+
+    names = [f"{row.op}-{row.law}-{row.dtype}-{row.device}" for row in rows]
+    return pytest.mark.parametrize("law_check", [checking(row) for row in rows], ids=names)

@@ -1,0 +1,223 @@
+"""From a target to its rows, and from a row to its result: the covering list first, then random cases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import hypothesis
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+
+from lla_spec.evaluating.contracts import Contract
+from lla_spec.language import Law, registry
+from lla_spec.testing.calling import Misbehaved
+from lla_spec.testing.cases import DTYPES, Case
+from lla_spec.testing.covering import covering, law_covering
+from lla_spec.testing.judge import Judgement, answer, judge
+from lla_spec.testing.laws import judge_law
+from lla_spec.testing.inputs import build
+from lla_spec.testing.strategies import cases, law_cases
+from lla_spec.testing.targets import Target, TargetError, operation_formula
+from lla_spec.testing.verdicts import Result, Row, verdict
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run: empty tuples mean everything. `at` overrides sizes of the random cases."""
+
+    ops: tuple[str, ...] = ()
+    laws: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    contract: str | None = None
+    examples: int = 20
+    seed: int = 0
+    at: Mapping[str, int] = field(default_factory=dict)
+
+
+class Session:
+    """A target and options: `rows()`, and `run(row)` for each."""
+
+    def __init__(self, target: Target, options: Options = Options()) -> None:
+        self.target, self.options = target, options
+        self._probed: dict[tuple[str, str, str, str], str] = {}
+        for operation in options.ops:
+            operation_formula(operation)
+            if not target.implements(operation):
+                raise TargetError(f"target {target.name}: has no {operation}, which --op asks for")
+        for dtype in options.dtypes:
+            if dtype not in DTYPES:
+                raise TargetError(f"--dtype {dtype}: there are {', '.join(DTYPES)}")
+        known = {"definition", "vjp", *(law.name for law in registry.laws.values()), *registry.laws}
+        for law in options.laws:
+            if law not in known:
+                raise TargetError(f"--law {law}: no law of that name; `lla-spec list` shows them")
+
+    # ---- which rows there are
+
+    def devices(self) -> list[str]:
+        if self.options.devices:
+            for device in self.options.devices:
+                if device.startswith("cuda") and not torch.cuda.is_available():
+                    raise TargetError(f"--device {device}: cuda is not available here")
+            return list(self.options.devices)
+        present = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        declared = self.target.devices()
+        return [d for d in present if declared is None or d in declared]
+
+    def rows(self) -> Iterator[Row]:
+        """Every row, in the order of the pages; a dtype that the target does not support has none."""
+        for formula in registry.operations():
+            if self.options.ops and formula.name not in self.options.ops:
+                continue
+            for law in self._laws(formula.name):
+                for dtype in self.options.dtypes or DTYPES:
+                    for device in self.devices():
+                        if self._supported(formula.name, dtype, device):
+                            yield Row(formula.name, law, dtype, device)
+
+    def _laws(self, operation: str) -> Iterator[str]:
+        chosen = self.options.laws
+        formula = operation_formula(operation)
+        names = ["definition", *(["vjp"] if formula.differentiable else []), *(l.name for l in registry.laws_of(operation))]
+        for name in names:
+            if not chosen or name in chosen or f"{formula.topic}.{name}" in chosen:
+                yield name
+
+    def _supported(self, operation: str, dtype: str, device: str) -> bool:
+        declared = self.target.dtypes(operation)
+        if declared is not None:
+            return dtype in declared
+        return not self.target.implements(operation) or not self.probe(operation, dtype, device)
+
+    def probe(self, operation: str, dtype: str, device: str, law: str = "definition") -> str:
+        """Why the target does not take this dtype (or gradient), found by one plain call; "" where it does."""
+        key = (operation, dtype, device, law)
+        if key not in self._probed:
+            formula = operation_formula(operation)
+            _, case = covering(formula, law, dtype, device)[0]
+            case = self.target.support(operation).nearest(case)
+            try:
+                answer(self.target, formula, case, build(formula, case).arguments)
+                self._probed[key] = ""
+            except Misbehaved as error:
+                self._probed[key] = str(error) if error.kind == "raises" else ""
+        return self._probed[key]
+
+    # ---- one row
+
+    def run(self, row: Row) -> Result:
+        """Every case of the row, until one fails. Raises nothing but KeyboardInterrupt."""
+        begin = time.monotonic()
+        if not self.target.implements(row.op):
+            return Result(row, "unimplemented", message=f"the target has no {row.op}")
+        contract = self.contract(row)
+        result = Result(row, "pass", contract=contract.describe())
+        if row.law == "vjp" and not self._gradient_offered(row):
+            return replace(result, verdict="unimplemented", message=f"{row.op} offers no gradient")
+        judging = self.judging(row, contract)
+        unimplemented = False
+        for name, case in self.cases(row):
+            found = judging(case)
+            self.count(result, name, found)
+            unimplemented |= found.unimplemented
+            if found.failed:
+                self.fail(result, found)
+                break
+        result.verdict = verdict(
+            failed=bool(result.kind), known=False, unimplemented=unimplemented, examples=result.examples,
+            evidence=result.evidence, hazards=result.hazards, no_power=result.no_power,
+        )  # fmt: skip
+        result.seconds = time.monotonic() - begin
+        return result
+
+    def contract(self, row: Row) -> Contract:
+        return self.target.contract(row.op, row.dtype, self.options.contract)
+
+    def _gradient_offered(self, row: Row) -> bool:
+        if not self.target.differentiable(row.op):
+            return False
+        declared = self.target.claims.get("ops", {}).get(row.op, {}).get("differentiable", self.target.claims.get("differentiable"))
+        return bool(declared) or not self.probe(row.op, row.dtype, row.device, "vjp")
+
+    def judging(self, row: Row, contract: Contract) -> Callable[[Case], Judgement]:
+        """The function that judges one case of this row."""
+        formula = operation_formula(row.op)
+        if row.law in ("definition", "vjp"):
+            return lambda case: judge(self.target, formula, case, contract)
+        law = law_of(row)
+        return lambda case: judge_law(self.target, law, case, self._contract_of(row))
+
+    def _contract_of(self, row: Row) -> Callable[[str], Contract]:
+        return lambda operation: self.target.contract(operation, row.dtype, self.options.contract)
+
+    def cases(self, row: Row) -> Iterator[tuple[str, Case]]:
+        """(class, case): the covering list inside the target's support, then `examples` random cases (class "random")."""
+        formula, support = operation_formula(row.op), self.target.support(row.op)
+        own = row.law in ("definition", "vjp")
+        listed = covering(formula, row.law, row.dtype, row.device) if own else law_covering(law_of(row), row.dtype, row.device)
+        if not self.options.at:
+            yield from ((name, case) for name, case in listed if support.takes(case))
+        if own:
+            strategy = cases(formula, row.law, row.dtype, row.device, support)
+        else:
+            strategy = law_cases(law_of(row), row.dtype, row.device, support)
+        for case in draw(strategy, self.options.examples, self.options.seed, row.id):
+            at = {name: size for name, size in self.options.at.items() if name in dict(case.sizes)}
+            yield "random", case.with_sizes(at)
+
+    def count(self, result: Result, name: str, found: Judgement) -> None:
+        result.examples += 1
+        result.evidence += found.evidence
+        result.hazards += found.hazard
+        result.no_power += not found.evidence and not found.hazard
+        if name != "random":
+            result.classes.append(name)
+        if found.reported and found.reported not in result.notes:
+            result.notes.append(found.reported)
+        if found.tight_ratio is not None:
+            result.tight_ratio = max(result.tight_ratio or 0.0, found.tight_ratio)
+        if not (found.ratio <= result.worst_ratio):
+            result.worst_ratio, result.case = found.ratio, str(found.case)
+
+    def fail(self, result: Result, found: Judgement) -> None:
+        result.kind, result.message, result.case, result.failing = found.kind, found.message, str(found.case), found
+        result.worst_ratio = max(result.worst_ratio, found.ratio) if found.worst else result.worst_ratio
+
+
+def law_of(row: Row) -> Law:
+    for law in registry.laws_of(row.op):
+        if law.name == row.law:
+            return law
+    raise TargetError(f"{row.op}: has no law {row.law}")
+
+
+def draw(strategy: Any, count: int, seed: int, label: str) -> list[Case]:
+    """`count` cases of a hypothesis strategy, the same ones for the same seed and label."""
+    drawn: list[Case] = []
+
+    @hypothesis.seed(f"{seed}:{label}")
+    @settings(
+        max_examples=max(count, 1), database=None, deadline=None, phases=[Phase.generate], derandomize=False,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(strategy)
+    def collect(case: Case) -> None:
+        drawn.append(case)
+
+    if count:
+        collect()
+    return drawn[:count]
+
+
+def run_all(session: Session, rows: Sequence[Row], progress: Callable[[Result], None]) -> list[Result]:
+    """Every row in turn; `progress` hears each result. On Ctrl-C the results so far are in `progress`' hands."""
+    results = []
+    for row in rows:
+        result = session.run(row)
+        progress(result)
+        results.append(result)
+    return results

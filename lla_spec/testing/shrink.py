@@ -1,0 +1,63 @@
+"""From a failing case to a small one: one field at a time to its simplest value, as long as it fails for the same cause.
+
+A case has a dozen fields with an obvious simplest value each, so a greedy descent from the failing case itself ends in
+seconds and needs no search; hypothesis would have to find the failure again first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from lla_spec.testing.cases import Case
+from lla_spec.testing.strategies import Support
+
+SIZES = (1, 2, 3, 4, 5, 7, 9)
+
+
+def shrink(case: Case, fails: Callable[[Case], bool], support: Support, seconds: float = 10.0) -> Case:
+    """The smallest case reached from `case` for which `fails` still holds, within `seconds`."""
+    end = time.monotonic() + seconds
+    tried = {case}
+    improved = True
+    while improved:
+        improved = False
+        for simpler in _simpler(case):
+            if time.monotonic() > end:
+                return case
+            if simpler in tried or not support.takes(simpler):
+                continue
+            tried.add(simpler)
+            if fails(simpler):
+                case, improved = simpler, True
+                break
+    return case
+
+
+def _simpler(case: Case) -> Iterator[Case]:
+    """Cases with one field simpler, the largest steps first."""
+    for name, size in case.sizes:
+        for smaller in (*(s for s in SIZES if s < size), size // 2):
+            if 0 < smaller < size:
+                yield case.with_sizes({name: smaller})
+    if case.batch:
+        yield replace(case, batch=())
+        yield replace(case, batch=(1,) if len(case.batch) > 1 or case.batch[0] != 1 else ())
+        if len(case.batch) == 1:
+            yield from (replace(case, batch=(s,)) for s in SIZES if s < case.batch[0])
+    plain = {
+        "layout": "dense", "grad": "dense", "mask": "none", "causal": False, "scale": None, "special": "none",
+        "without": "", "exponent": 0,
+    }  # fmt: skip
+    for name, value in plain.items():
+        if getattr(case, name) != value:
+            yield replace(case, **{name: value})
+    for family in ("ints", "normal"):
+        if case.family != family and case.family not in ("ints", "grid"):
+            yield replace(case, family=family)
+    for seed in range(4):
+        if case.seed > seed:
+            yield replace(case, seed=seed)
+    if abs(case.exponent) > 1:
+        yield replace(case, exponent=case.exponent // 2)

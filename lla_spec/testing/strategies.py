@@ -1,0 +1,133 @@
+"""Random cases: hypothesis draws the small frozen case, never the numbers (arrays drawn entry by entry have low rank)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import strategies as st
+
+from lla_spec.language import Formula, Law
+from lla_spec.testing.cases import Case
+from lla_spec.testing.covering import LONG, SMALLEST, Features, features
+
+SMALL = (1, 2, 3, 5, 7, 11, 15, 16, 17, 23, 31, 32, 33)
+MEDIUM = (47, 63, 64, 65, 96, 127)
+
+
+@dataclass(frozen=True)
+class Support:
+    """What a target says that it takes: sizes by dimension, arguments that it refuses, layouts, equal dimensions."""
+
+    dims: Mapping[str, Callable[[int], bool]] = field(default_factory=dict)
+    choices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    refused: frozenset[str] = frozenset()
+    layouts: tuple[str, ...] | None = None
+    equal: tuple[tuple[str, str], ...] = ()
+
+    def takes(self, case: Case) -> bool:
+        sizes = dict(case.sizes)
+        return (
+            all(name not in sizes or test(sizes[name]) for name, test in self.dims.items())
+            and all(name not in sizes or sizes[name] in few for name, few in self.choices.items())
+            and all(sizes.get(a) == sizes.get(b) for a, b in self.equal)
+            and not (case.mask != "none" and "mask" in self.refused)
+            and not (case.causal and "is_causal" in self.refused)
+            and not (case.scale is not None and "scale" in self.refused)
+            and (self.layouts is None or case.layout in self.layouts)
+        )
+
+    def nearest(self, case: Case) -> Case:
+        """The case moved inside: sizes to the nearest one taken, refused arguments left out."""
+        sizes = {name: self._nearest(name, size) for name, size in case.sizes}
+        for a, b in self.equal:
+            if a in sizes and b in sizes:
+                sizes[a] = sizes[b]
+        options: dict[str, Any] = {}
+        if "mask" in self.refused:
+            options["mask"] = "none"
+        if "is_causal" in self.refused:
+            options["causal"] = False
+        if "scale" in self.refused:
+            options["scale"] = None
+        if self.layouts is not None and case.layout not in self.layouts:
+            options["layout"] = self.layouts[0]
+        return Case(**{**case.__dict__, **options, "sizes": tuple(sizes.items())})
+
+    def _nearest(self, name: str, size: int) -> int:
+        if name in self.choices:
+            return min(self.choices[name], key=lambda choice: abs(choice - size))
+        test = self.dims.get(name)
+        if test is None or test(size):
+            return size
+        return next((s for gap in range(1, 4096) for s in (size + gap, size - gap) if s > 0 and test(s)), size)
+
+
+ANYTHING = Support()
+
+
+@st.composite
+def _size(draw: Callable[..., Any], name: str, f: Features, dtype: str) -> int:
+    kind = draw(st.integers(0, 19))
+    if kind < 16 or dtype == "fp64":
+        return draw(st.sampled_from(SMALL))
+    if kind < 19 or name not in f.summed:
+        return draw(st.sampled_from(MEDIUM))
+    return draw(st.integers(128, LONG[dtype]))
+
+
+@st.composite
+def cases(
+    draw: Callable[..., Any],
+    formula: Formula,
+    law: str = "definition",
+    dtype: str = "fp32",
+    device: str = "cpu",
+    support: Support = ANYTHING,
+) -> Case:
+    """A random case of `law` ("definition" or "vjp") of an operation, inside what the target supports."""
+    f = features(formula)
+    sizes: dict[str, int] = {}
+    budget = 2**14 if dtype == "fp64" else 2**19
+    for name in f.dims:
+        size = draw(_size(name, f, dtype))
+        sizes[name] = size if size * _product(sizes) <= budget else draw(st.sampled_from(SMALL[:4]))
+    batch = draw(st.sampled_from([(), (1,), (2,), (3,), (2, 3), (2, 1, 2)] + ([(17,), (33,)] if formula.rows is not None else [])))
+    few = ["normal"] * 4 + ["heavy", "spike", "positive", "offset", "cancel", "ties", "pow2", "ints", "ones"]
+    few += ["dominant", "equal_rows"] if f.exponential else []
+    family = "+".join(draw(st.lists(st.sampled_from(few), min_size=1, max_size=f.arguments)))
+    exponent = draw(st.sampled_from([0] * 6 + [1, 2, 3, -1, -3, -8, SMALLEST[dtype] // 2]))
+    mask, causal = "none", False
+    if f.mask:
+        mask = draw(st.sampled_from(["none"] * 3 + ["random", "padding", "empty_rows", "one_key", "expanded", "per_batch", "broadcast"]))
+        causal = bool(f.causal) and draw(st.booleans())
+    scale = draw(st.sampled_from([None] * 4 + [1.0, -0.5, 2.0, 0.1])) if f.scalars else None
+    layouts = ["dense"] * 4 + ["transposed", "strided", "sliced", "offset"]
+    case = Case(
+        formula.name, law, dtype, device, tuple(sizes.items()), batch, family, exponent,
+        layout=draw(st.sampled_from(layouts)),
+        grad=draw(st.sampled_from(layouts + ["scalar"])) if law == "vjp" else "dense",
+        mask=mask, causal=causal, scale=scale,
+        without="+".join(name for name in f.optional if draw(st.integers(0, 3)) == 0),
+        seed=draw(st.integers(0, 2**32 - 1)),
+    )  # fmt: skip
+    return case if support.takes(case) else support.nearest(case)
+
+
+def _product(sizes: Mapping[str, int]) -> int:
+    total = 1
+    for size in sizes.values():
+        total *= size
+    return total
+
+
+@st.composite
+def law_cases(draw: Callable[..., Any], law: Law, dtype: str = "fp32", device: str = "cpu", support: Support = ANYTHING) -> Case:
+    """A random case of an identity or theorem: small sizes, a dyadic grid of values (so that glue is exact)."""
+    sizes = tuple((dim.name, draw(st.sampled_from((1, 2, 3, 4, 5, 7, 9, 16, 17)))) for dim in law.dims)
+    case = Case(
+        law.operation, law.name, dtype, device, sizes, family=draw(st.sampled_from(["ints"] * 3 + ["ties", "grid"])),
+        exponent=draw(st.sampled_from([0, 0, -1, -2, 1])), seed=draw(st.integers(0, 2**32 - 1)),
+    )  # fmt: skip
+    return case if support.takes(case) else support.nearest(case)

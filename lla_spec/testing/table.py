@@ -1,0 +1,91 @@
+"""The accuracy table: one line per operation and law, one column per dtype, and the JSON of the same rows."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from rich.text import Text
+
+from lla_spec.testing.cases import DTYPES
+from lla_spec.testing.verdicts import VERDICTS, Result
+
+STYLE = {"fail": "bold red", "no_evidence": "red", "unimplemented": "dim", "known": "yellow", "hazard": "yellow", "pass": "green"}
+
+
+def accuracy_table(results: Sequence[Result], title: str) -> Table:
+    """Worst error / bound of each row that passes (1 is the bound), the verdict of each that does not."""
+    dtypes = [dtype for dtype in DTYPES if any(r.row.dtype == dtype for r in results)]
+    devices = sorted({r.row.device for r in results})
+    table = Table(title=title, title_justify="left", header_style="bold", caption_justify="left",
+                  caption="worst error / bound per row; 1 is what the formula, the data and the contract allow")  # fmt: skip
+    table.add_column("operation")
+    table.add_column("law")
+    for device in devices:
+        for dtype in dtypes:
+            table.add_column(f"{dtype} {device}" if len(devices) > 1 else dtype, justify="right")
+    lines: dict[tuple[str, str], dict[tuple[str, str], Result]] = {}
+    for result in results:
+        row = result.row
+        lines.setdefault((row.op, row.law), {})[row.device, row.dtype] = result
+    before = ""
+    for (op, law), cells in lines.items():
+        if op != before and before:
+            table.add_section()
+        shown = [_cell(cells.get((device, dtype))) for device in devices for dtype in dtypes]
+        table.add_row("" if op == before else op, law, *shown)
+        before = op
+    return table
+
+
+def _cell(result: Result | None) -> Text:
+    if result is None:
+        return Text("-", style="dim")
+    if result.verdict == "pass":
+        return Text(f"{result.worst_ratio:.2f}", style=STYLE["pass"])
+    words = result.verdict
+    if result.verdict == "fail" and result.kind in ("bound", "law"):
+        words = f"fail {result.worst_ratio:.3g}"
+    elif result.verdict == "fail":
+        words = f"fail: {result.kind}"
+    return Text(words, style=STYLE[result.verdict])
+
+
+def counts(results: Sequence[Result]) -> str:
+    """"120 rows: 118 pass, 2 fail; 5,112 cases, 4,987 of them evidence"."""
+    by_verdict = {v: sum(r.verdict == v for r in results) for v in reversed(VERDICTS)}
+    told = ", ".join(f"{count} {name}" for name, count in by_verdict.items() if count)
+    examples, evidence = sum(r.examples for r in results), sum(r.evidence for r in results)
+    return f"{len(results)} rows: {told or 'none'}; {examples:,} cases, {evidence:,} of them evidence"
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on."""
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name(0) if cuda else None,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+def devices_line() -> str:
+    """What a reader must know of the devices: a GPU that is absent was not checked."""
+    if torch.cuda.is_available():
+        return f"devices cpu, cuda:0 {torch.cuda.get_device_name(0)}"
+    return "devices cpu; cuda not available: nothing on a GPU was checked"
+
+
+def write_json(path: str | Path, target: str, results: Sequence[Result]) -> None:
+    """The report: {"schema": 1, "target", "environment", "results": [...]}."""
+    report = {"schema": 1, "target": target, "environment": environment(), "results": [r.as_json() for r in results]}
+    Path(path).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

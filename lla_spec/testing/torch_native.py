@@ -1,0 +1,55 @@
+"""torch's own functions as a target: `lla-spec verify torch_native`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LLA_TARGET = {
+    "name": "torch",
+    "version": torch.__version__,
+    "devices": ["cpu", "cuda"],
+    "dtypes": ["fp64", "fp32", "bf16", "fp16"],
+    "ops": {
+        "attention": {"policies": {"nan_in_masked": "propagates", "fully_masked_row": "zeros"}},
+    },
+}
+
+
+def softmax(x: Tensor) -> Tensor:
+    return F.softmax(x, dim=-1)
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    return F.log_softmax(x, dim=-1)
+
+
+def logsumexp(x: Tensor) -> Tensor:
+    return torch.logsumexp(x, dim=-1)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    return a @ b
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def weighted_average(weights: Tensor, v: Tensor) -> Tensor:
+    return weights @ v
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, is_causal: bool = False, scale: float | None = None
+) -> Tensor:
+    """scaled_dot_product_attention; its own is_causal is top-left and excludes a mask, so the mask is made here."""
+    n, m = q.shape[-2], k.shape[-2]
+    if is_causal and (mask is not None or n != m):
+        visible = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+        mask, is_causal = visible if mask is None else mask & visible, False
+    options: dict[str, Any] = {"attn_mask": mask, "is_causal": is_causal, "scale": scale}
+    return F.scaled_dot_product_attention(q, k, v, **options)

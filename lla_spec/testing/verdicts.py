@@ -1,0 +1,122 @@
+"""Rows and verdicts. A row is operation × law × dtype × device; its verdict is the first that applies:
+
+    fail            a case failed, and no known entry covers it
+    unimplemented   the target lacks the operation (or its gradient)
+    known           a case failed as a known entry says
+    hazard          too few cases are evidence, because of overflow hazards alone
+    no_evidence     too few cases are evidence: zeros, copies or constants would have passed
+    pass
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+VERDICTS = ("fail", "unimplemented", "known", "hazard", "no_evidence", "pass")
+FAILING = ("fail", "no_evidence")
+
+
+@dataclass(frozen=True)
+class Row:
+    """`law` is "definition", "vjp", or the name of an identity or theorem of the operation."""
+
+    op: str
+    law: str
+    dtype: str
+    device: str = "cpu"
+
+    @property
+    def id(self) -> str:
+        return f"{self.op}:{self.law}:{self.dtype}:{self.device}"
+
+
+@dataclass
+class Result:
+    """What a row showed; `classes` are the input classes of its covering list that were run."""
+
+    row: Row
+    verdict: str
+    examples: int = 0
+    evidence: int = 0
+    hazards: int = 0
+    no_power: int = 0
+    classes: list[str] = field(default_factory=list)
+    contract: str = ""
+    meets: str = ""
+    worst_ratio: float = 0.0
+    tight_ratio: float | None = None
+    case: str = ""
+    message: str = ""
+    cause: str = ""
+    kind: str = ""
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    failing: Any = field(default=None, repr=False)  # the Judgement of the failing case
+
+    def as_json(self) -> dict[str, Any]:
+        """The row of the JSON report; ratios that are not finite are strings."""
+        return {
+            "op": self.row.op, "law": self.row.law, "dtype": self.row.dtype, "device": self.row.device,
+            "verdict": self.verdict, "examples": self.examples, "evidence": self.evidence, "hazards": self.hazards,
+            "no_power": self.no_power, "classes": self.classes, "contract": self.contract, "meets": self.meets,
+            "worst_ratio": number(self.worst_ratio), "tight_ratio": number(self.tight_ratio), "case": self.case,
+            "cause": self.cause, "message": self.message, "notes": self.notes,
+        }  # fmt: skip
+
+
+def number(value: float | None) -> float | str | None:
+    """JSON has no infinity: a ratio that is not finite is written as a string."""
+    return value if value is None or abs(value) < float("inf") else str(value)
+
+
+def verdict(
+    *, failed: bool, known: bool, unimplemented: bool, examples: int, evidence: int, hazards: int, no_power: int
+) -> str:
+    """The first verdict that applies. The floor is half of the cases; empty outputs and hazards count against it.
+
+    >>> verdict(failed=False, known=False, unimplemented=False, examples=20, evidence=20, hazards=0, no_power=0)
+    'pass'
+    >>> verdict(failed=False, known=False, unimplemented=False, examples=20, evidence=4, hazards=0, no_power=16)
+    'no_evidence'
+    """
+    if failed and not known:
+        return "fail"
+    if unimplemented:
+        return "unimplemented"
+    if failed:
+        return "known"
+    if 2 * evidence < max(examples, 1):
+        return "hazard" if hazards and 2 * (evidence + hazards) >= examples else "no_evidence"
+    return "pass"
+
+
+def exit_status(results: list[Result]) -> int:
+    """0: all pass; 1: a row failed or has no evidence; 2: there is nothing that the target implements."""
+    if any(result.verdict in FAILING for result in results):
+        return 1
+    return 2 if all(result.verdict == "unimplemented" for result in results) else 0
+
+
+def result_of(row: dict[str, Any]) -> Result:
+    """The result that a row of the JSON report states."""
+    own = {key: row[key] for key in ("op", "law", "dtype", "device")}
+    rest = {key: value for key, value in row.items() if key not in own}
+    for key in ("worst_ratio", "tight_ratio"):
+        rest[key] = None if rest[key] is None else float(rest[key])
+    return Result(Row(**own), **rest)
+
+
+def merged(first: Result, second: Result) -> Result:
+    """Two parts of one row: counts add up, the worse verdict and the worst case stay."""
+    worse = min(first, second, key=lambda r: (VERDICTS.index(r.verdict), -r.worst_ratio))
+    other = second if worse is first else first
+    return replace(
+        worse,
+        examples=first.examples + second.examples,
+        evidence=first.evidence + second.evidence,
+        hazards=first.hazards + second.hazards,
+        no_power=first.no_power + second.no_power,
+        classes=list(dict.fromkeys([*first.classes, *second.classes])),
+        worst_ratio=max(worse.worst_ratio, other.worst_ratio),
+    )
