@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from impl.precision import DTYPE_NAMES
+from impl.precision import DTYPES
 
 _FLOATING = "float64, float32, bfloat16 or float16"
 
@@ -22,7 +22,7 @@ def check_floating(operation: str, **tensors: Tensor | None) -> None:
             continue
         if not isinstance(x, Tensor):
             raise ValueError(f"{operation}: {name} must be a torch.Tensor, got {type(x).__name__}")
-        if x.dtype not in DTYPE_NAMES:
+        if x.dtype not in DTYPES:
             raise ValueError(f"{operation}: {name} must be {_FLOATING}, got {x.dtype}")
         if first is None:
             first = name, x

@@ -80,13 +80,18 @@ def attention_vjp(
     scale = _check("attention_vjp", q, k, v, mask, scale)
     shape = (*check_leading("attention_vjp", 2, q=q, k=k, v=v), q.shape[-2], v.shape[-1])
     check_grad_output("attention_vjp", grad_output, shape, "q", q)
-    if attention_path(q, k, v, mask, is_causal=is_causal, scale=scale) == "fused":
+    path = attention_path(q, k, v, mask, is_causal=is_causal, scale=scale)
+    if path == "fused" and _autograd_can_record(q, k, v):  # the way to the kernel's own backward
         with torch.enable_grad():
             q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
             out = fused_attention(q, k, v, mask, is_causal=is_causal, scale=scale)
             dq, dk, dv = torch.autograd.grad(out, (q, k, v), grad_output)
         return dq, dk, dv
     return _attention_backward(q, k, v, mask, is_causal, scale, grad_output)
+
+
+def _autograd_can_record(*tensors: Tensor) -> bool:
+    return not torch.is_inference_mode_enabled() and not any(x.is_inference() for x in tensors)
 
 
 def _check(operation: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> float:
@@ -117,9 +122,10 @@ class _Attention(KeepsArguments):
 def _attention_backward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float, grad_output: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """attention.vjp: dS = P∘(dP - D), then dQ = scale·dS K and dK = scale·dSᵀ Q; dV = Pᵀ dO.
+    """dS = P∘(dP - D), then dQ = scale·dS K and dK = scale·dSᵀ Q; dV = Pᵀ dO.
 
-    P and O are recomputed, so D = rowsum(dO∘O) comes from an O that was never rounded to the arguments' dtype.
+    These are attention.gradient_query, .gradient_key and .gradient_value. P and O are recomputed, so D = rowsum(dO∘O)
+    comes from an O that was never rounded to the arguments' dtype.
     """
     may_look = looks(q, k, mask, is_causal)
     seen_by = None if may_look is None else may_look.mT

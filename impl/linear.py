@@ -143,11 +143,11 @@ class _Matmul(KeepsArguments):
 
 
 def _grad_a(a: Tensor, b: Tensor, grad_output: Tensor) -> Tensor:
-    return summed_to(product(grad_output, b.mT), a)  # matmul.vjp_a: ⟨G, dA B⟩ = ⟨G Bᵀ, dA⟩
+    return summed_to(product(grad_output, b.mT), a)  # linear.matmul_gradient_a: ⟨G, dA B⟩ = ⟨G Bᵀ, dA⟩
 
 
 def _grad_b(a: Tensor, b: Tensor, grad_output: Tensor) -> Tensor:
-    return summed_to(product(a.mT, grad_output), b)  # matmul.vjp_b: ⟨G, A dB⟩ = ⟨Aᵀ G, dB⟩
+    return summed_to(product(a.mT, grad_output), b)  # linear.matmul_gradient_b: ⟨G, A dB⟩ = ⟨Aᵀ G, dB⟩
 
 
 class _Linear(KeepsArguments):
@@ -168,16 +168,16 @@ class _Linear(KeepsArguments):
 
 
 def _grad_x(weight: Tensor, grad_output: Tensor) -> Tensor:
-    return product(grad_output, weight).to(grad_output.dtype)  # linear.vjp_x
+    return product(grad_output, weight).to(grad_output.dtype)  # linear.gradient_x
 
 
 def _grad_weight(x: Tensor, grad_output: Tensor) -> Tensor:
-    # linear.vjp_weight: every leading axis is a row, so one product accumulates over all rows before it is rounded
+    # linear.gradient_weight: every leading axis is a row, so one product sums over all rows before it is rounded
     return product(_as_rows(grad_output).mT, _as_rows(x)).to(x.dtype)
 
 
 def _grad_bias(grad_output: Tensor) -> Tensor:
-    total = _as_rows(grad_output).sum(0, dtype=accumulator(grad_output.dtype))  # linear.vjp_bias
+    total = _as_rows(grad_output).sum(0, dtype=accumulator(grad_output.dtype))  # linear.gradient_bias
     return total.to(grad_output.dtype)
 
 

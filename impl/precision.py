@@ -1,21 +1,12 @@
 """The precision rule of every operation: accumulate in at least float32, round once to the dtype of the arguments.
 
-float64 stays float64. `values_can_be_read` says where a value may decide what
-is computed.
+float64 stays float64. `values_can_be_read` says where a value may decide what is computed.
 """
-
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-DtypeName = Literal["fp64", "fp32", "bf16", "fp16"]
-DTYPE_NAMES: dict[torch.dtype, DtypeName] = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-}
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

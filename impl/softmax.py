@@ -3,9 +3,9 @@
 
     logsumexp(x) = log Σ_j exp x_j      softmax(x)_i = exp x_i / Σ_j exp x_j      log_softmax(x)_i = x_i - logsumexp(x)
 
-x is widened to at least float32 first and torch's kernel runs on that: it subtracts the row's maximum (softmax.shift,
-logsumexp.shift), so nothing overflows, and the one rounding to the dtype of x comes last. torch's own 16-bit
-log_softmax rounds the sum before its log: [7, 0] in bfloat16 gives 0 for log p_0 = -9.1e-4.
+x is widened to at least float32 first and torch's kernel runs on that: it subtracts the row's maximum, which changes
+nothing (softmax.shift, softmax.lse_shift) and keeps exp in range. The one rounding to the dtype of x comes last.
+torch's own 16-bit log_softmax on a CPU rounds the sum before its log: [7, 0] gives 0 where log p_0 = -9.1e-4.
 
 A row that is all -inf has no largest entry: softmax and log_softmax give NaN (0/0), as torch does, and logsumexp gives
 log 0 = -inf with gradient 0. In any other row -inf is a probability of exactly 0. An empty row gives an empty row,
@@ -107,7 +107,7 @@ class _Softmax(KeepsArguments):
 
 def _softmax_backward(x: Tensor, grad_output: Tensor) -> Tensor:
     p, g = torch.softmax(widened(x), -1), widened(grad_output)
-    # softmax.vjp: p∘(g - Σ_j p_j g_j), by the kernel behind torch.softmax's own backward (one pass instead of four)
+    # softmax.softmax_gradient: p∘(g - Σ_j p_j g_j), by the kernel behind torch.softmax's own backward, in one pass
     return torch.ops.aten._softmax_backward_data(g, p, -1, g.dtype).to(x.dtype)
 
 
@@ -124,7 +124,8 @@ class _LogSoftmax(KeepsArguments):
 
 def _log_softmax_backward(x: Tensor, grad_output: Tensor) -> Tensor:
     p, g = torch.softmax(widened(x), -1), widened(grad_output)
-    return torch.addcmul(g, p, g.sum(-1, keepdim=True), value=-1).to(x.dtype)  # log_softmax.vjp: g - p·Σ_j g_j
+    # softmax.log_softmax_gradient: g - p·Σ_j g_j
+    return torch.addcmul(g, p, g.sum(-1, keepdim=True), value=-1).to(x.dtype)
 
 
 class _LogSumExp(KeepsArguments):
@@ -141,4 +142,4 @@ class _LogSumExp(KeepsArguments):
 def _logsumexp_backward(x: Tensor, grad_output: Tensor) -> Tensor:
     p = torch.softmax(widened(x), -1)
     p = p.masked_fill((x == -torch.inf).all(-1, keepdim=True), 0.0)  # a row of no terms has nothing to pull on
-    return (p * widened(grad_output).unsqueeze(-1)).to(x.dtype)  # logsumexp.vjp
+    return (p * widened(grad_output).unsqueeze(-1)).to(x.dtype)  # softmax.lse_gradient

@@ -127,7 +127,7 @@ class Balls:
         largest = [_largest(row) for row in rows.reshape(-1, rows.shape[-1]).tolist()] if rows.size else []
         return _boxed(largest or [arb("-inf")] * int(np.prod(rows.shape[:-1])), rows.shape[:-1])
 
-    def contract(self, a: Array, b: Array) -> Array:
+    def matmul(self, a: Array, b: Array) -> Array:
         a, b = _balls(a), _balls(b)
         lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         out = np.empty((*lead, a.shape[-2], b.shape[-1]), dtype=object)

@@ -28,13 +28,17 @@ from lla_spec.symbols import DeclarationError, Dim, Index, Kept, Label, Maximum,
 class Value:
     """A register and what its axes (after the batch axes) range over.
 
-    `mask`: all entries are 0 or 1. `peak`: how many axes a maximum inside was taken over (0: there is none).
+    `mask`: a 0/1 factor. `peak`: the axes of a maximum that stands in it as a term, if one does.
     """
 
     register: int
     axes: tuple[Index, ...] = ()
     mask: bool = False
-    peak: int = 0
+    peak: tuple[Index, ...] | None = None
+
+    def renamed(self, names: Mapping[Index, Index]) -> Value:
+        peak = None if self.peak is None else tuple(names.get(axis, axis) for axis in self.peak)
+        return replace(self, axes=tuple(names.get(axis, axis) for axis in self.axes), peak=peak)
 
 
 def compile_results(results: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None = None) -> Plan:
@@ -76,6 +80,7 @@ class _Compiler:
         self.inputs: list[Input] = []
         self.known: dict[Any, int] = {}  # what a step does, to its register
         self.tensors: dict[Label, Value] = {}
+        self.extents: set[tuple[Dim, ...]] = set()
         self.open: list[Formula] = []  # the formulas whose rewrites are being compiled, outermost first
         self.wanted: tuple[Index, ...] = ()  # the axes of the definition that is being compiled
         self.registers = 0
@@ -85,7 +90,7 @@ class _Compiler:
         for name, tensor in results.items():
             value = self.tensor(tensor, outermost=True)
             found[name] = self.spread(value, tensor.axes)
-        return Plan(self.inputs, self.steps, found, self.registers)
+        return Plan(self.inputs, self.steps, found, self.registers, frozenset(self.extents))
 
     # ---- registers
 
@@ -173,8 +178,7 @@ class _Compiler:
         if isinstance(body, sp.Indexed) and body.base.label.tensor.call is not None:
             self.tensor(body.base.label.tensor, outermost=True)
         value = self.expression(body)
-        names = dict(zip(made.axes, axes, strict=True))
-        return replace(value, axes=tuple(names.get(axis, axis) for axis in value.axes))
+        return value.renamed(dict(zip(made.axes, axes, strict=True)))
 
     def edge(self, argument: Tensor, kind: str) -> None:
         """Marks a definition that a call inside takes as its argument; inputs are what they are."""
@@ -198,7 +202,7 @@ class _Compiler:
         given = dict(zip(axes, where, strict=True))
         read = [given.get(axis, axis) for axis in value.axes]
         if all(isinstance(index, Index) for index in read) and len(set(read)) == len(read):
-            return replace(value, axes=tuple(read))
+            return value.renamed(dict(zip(value.axes, read, strict=True)))
         out: dict[Index, None] = {}
         parts: list[Value | int] = []
         for index in read:
@@ -209,7 +213,7 @@ class _Compiler:
         fixed = tuple(part if isinstance(part, int) else None for part in parts)
         others = [self.align(part, final) for part in parts if isinstance(part, Value)]
         gathered = self.emit("gather", [value.register, *others], layout.gather(fixed), fixed)
-        return replace(value, register=gathered, axes=final)
+        return Value(gathered, final, mask=value.mask)
 
     def position(self, index: sp.Expr) -> Value:
         """An index expression as a register of integers: an index itself, or an entry of a permutation."""
@@ -264,18 +268,27 @@ class _Compiler:
             axes = (*b.axes, *(axis for axis in a.axes if axis not in b.axes))
         else:
             axes = (*a.axes, *(axis for axis in b.axes if axis not in a.axes))
+        self.extents.add(tuple(axis.dim for axis in axes))
         return Value(self.method(name, [self.align(a, axes), self.align(b, axes)]), axes)
 
     def add(self, a: Value, b: Value) -> Value:
-        return replace(self.binary("add", a, b), peak=max(a.peak, b.peak))
+        return replace(self.binary("add", a, b), peak=b.peak if a.peak is None else a.peak)
 
     def exponential(self, argument: Value) -> Value:
-        return self.elementwise("exp", argument, argument.peak)
+        """exp; the axes that a maximum inside was taken over come last, so that a domain knows the row's range."""
+        if argument.peak is None:
+            return self.elementwise("exp", argument, 0)
+        over = tuple(axis for axis in argument.axes if axis not in argument.peak)
+        axes = (*(axis for axis in argument.axes if axis in argument.peak), *over)
+        return Value(self.method("exp", [self.align(argument, axes)], len(over)), axes)
 
     def product(self, factors: Iterable[sp.Expr]) -> Value:
         negative, values = self.factors(factors)
         value = self.multiply_all(values)
-        return replace(value, register=self.method("negate", [value.register]), mask=False) if negative else value
+        if not negative:
+            return value
+        peak = values[0].peak if len(values) == 1 else None
+        return Value(self.method("negate", [value.register]), value.axes, peak=peak)
 
     def factors(self, factors: Iterable[sp.Expr]) -> tuple[bool, list[Value]]:
         """The factors' values, and whether a -1 stands among them."""
@@ -292,7 +305,8 @@ class _Compiler:
         masks = [value for value in values if value.mask]
         others = sorted((value for value in values if not value.mask), key=lambda value: len(value.axes))
         if not others:
-            return replace(functools.reduce(functools.partial(self.binary, "multiply"), masks), mask=True)
+            whole = functools.reduce(functools.partial(self.binary, "multiply"), masks)
+            return masks[0] if len(masks) == 1 else replace(whole, mask=True)
         value = functools.reduce(functools.partial(self.binary, "multiply"), others)
         return functools.reduce(functools.partial(self.binary, "mask"), masks, value)
 
@@ -314,7 +328,7 @@ class _Compiler:
         over = [axis for axis in bound if axis in value.axes]
         kept = tuple(axis for axis in value.axes if axis not in over)
         register = self.method("maximum", [self.align(value, (*kept, *over))], len(over))
-        return Value(register, kept, peak=len(over))
+        return Value(register, kept, peak=kept)
 
     # ---- sums
 
@@ -329,7 +343,7 @@ class _Compiler:
             if not any(index in value.axes for value in values):
                 values.append(self.size(index.dim))
         value = self.contraction(values, [index for index in bound if any(index in v.axes for v in values)])
-        return replace(value, register=self.method("negate", [value.register])) if negative else value
+        return Value(self.method("negate", [value.register]), value.axes) if negative else value
 
     def contraction(self, values: Sequence[Value], bound: Sequence[Index]) -> Value:
         """Σ over `bound` of the product of `values`: what depends on no bound index stays outside."""
@@ -381,11 +395,13 @@ class _Compiler:
             a, b, left, right = b, a, right, left  # the definition's own order spares a transposition
         first = self.move_if(layout.Flatten((len(left), len(over))), self.align(a, (*shared, *left, *over)))
         second = self.move_if(layout.Flatten((len(over), len(right))), self.align(b, (*shared, *over, *right)))
-        product = self.method("contract", [first, second])
+        product = self.method("matmul", [first, second])
         if (len(left), len(right)) != (1, 1):
             dims = (tuple(axis.dim for axis in left), tuple(axis.dim for axis in right))
             product = self.move(layout.Unflatten(*dims), product)
-        return Value(product, (*shared, *left, *right))
+        axes = (*shared, *left, *right)
+        self.extents.add(tuple(axis.dim for axis in axes))
+        return Value(product, axes)
 
     def move_if(self, flatten: layout.Flatten, register: int) -> int:
         return register if flatten.groups == (1, 1) else self.move(flatten, register)

@@ -73,7 +73,7 @@ class Dependence:
         total = self.sum(a, axes)
         return Reach(np.ones(total.live.shape, bool), total.marked)
 
-    def contract(self, a: Reach, b: Reach) -> Reach:
+    def matmul(self, a: Reach, b: Reach) -> Reach:
         live_a, live_b = a.live.astype(np.float32), b.live.astype(np.float32)
         marked = (a.marked.astype(np.float32) @ live_b > 0) | (live_a @ b.marked.astype(np.float32) > 0)
         return Reach(live_a @ live_b > 0, marked)

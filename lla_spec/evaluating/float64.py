@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.plan import Move
 
 Array = np.ndarray
@@ -29,6 +30,9 @@ class Float64:
 
     def input(self, array: Array, kind: str) -> Array:
         return array if array.dtype == np.float64 else array.astype(np.float64)
+
+    def bounded(self, given: Bounded) -> Array:
+        return given.value
 
     def number(self, value: Fraction) -> Array:
         return np.float64(value.numerator / value.denominator)  # pyright: ignore[reportReturnType]
@@ -66,7 +70,7 @@ class Float64:
     def maximum(self, a: Array, axes: int) -> Array:
         return a.max(axis=tuple(range(-axes, 0)), initial=-np.inf)
 
-    def contract(self, a: Array, b: Array) -> Array:
+    def matmul(self, a: Array, b: Array) -> Array:
         return matrix_product(a, b)
 
     def edge(self, a: Array, kind: str) -> Array:

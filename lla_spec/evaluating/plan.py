@@ -6,6 +6,8 @@ where every index stands, so a step only moves and combines arrays. Arrays witho
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lla_spec.evaluating.bounded import Bounded
 from lla_spec.symbols import Dim, Tensor
 
 Move = Callable[..., np.ndarray]
@@ -23,6 +26,10 @@ class Domain(Protocol):
 
     def input(self, array: np.ndarray, kind: str) -> Any:
         """An argument of the operation; `kind` as in Role."""
+        ...
+
+    def bounded(self, given: Bounded) -> Any:
+        """An input that carries an error already, such as what code under test answered."""
         ...
 
     def number(self, value: Fraction) -> Any: ...
@@ -59,7 +66,7 @@ class Domain(Protocol):
 
     def maximum(self, a: Any, axes: int) -> Any: ...
 
-    def contract(self, a: Any, b: Any) -> Any:
+    def matmul(self, a: Any, b: Any) -> Any:
         """Matrix products: a (..., l, k) and b (..., k, r) to (..., l, r)."""
         ...
 
@@ -97,20 +104,45 @@ class Plan:
     """The compiled form of one or several results; `run` evaluates it, any number of times, in any domain."""
 
     def __init__(
-        self, inputs: Sequence[Input], steps: Sequence[Step], results: Mapping[str, int], registers: int
+        self,
+        inputs: Sequence[Input],
+        steps: Sequence[Step],
+        results: Mapping[str, int],
+        registers: int,
+        extents: frozenset[tuple[Dim, ...]] = frozenset(),
     ) -> None:
         self.inputs, self.steps, self.results = tuple(inputs), tuple(steps), dict(results)
-        self.registers = registers
+        self.registers, self.extents = registers, extents
+
+    def largest(self, sizes: Mapping[str, int]) -> int:
+        """The entries of the largest array on the way, batch axes apart."""
+        return max((math.prod(dim.size(sizes) for dim in dims) for dims in self.extents), default=0)
 
     @property
     def is_multilinear(self) -> bool:
         """Whether only sums and products are taken: then all kernels differ in nothing but the order of summation."""
         return not any(step.name in ("exp", "log", "power", "maximum") for step in self.steps)
 
+    @functools.cached_property
+    def logits(self) -> frozenset[str]:
+        """The inputs that go into an exponential or a maximum as they are: where -∞ is a legal value."""
+        return frozenset(entry.name for entry in self.inputs if self._is_logit({entry.register}))
+
+    def _is_logit(self, carriers: set[int]) -> bool:
+        """Whether the registers that hold an input are only added, compared and exponentiated."""
+        used: set[str] = set()
+        for step in self.steps:
+            if carriers & set(step.inputs):
+                if step.name in ("move", "edge", "negate"):
+                    carriers.add(step.out)
+                else:
+                    used.add(step.name)
+        return used <= {"add", "keep", "maximum", "exp"} and bool(used - {"add"})
+
     def run(
         self, domain: Domain, inputs: Mapping[str, Any], sizes: Mapping[str, int] | None = None
     ) -> dict[str, Any]:
-        """The results by name, each (batch axes, own axes). `inputs` by parameter name: float64 arrays or numbers.
+        """The results by name, each (batch axes, own axes). `inputs` by parameter name: float64 arrays, numbers, Bounded.
 
         `sizes` gives, by name, the dimensions that no input shows. Raises PlanError for a missing input, a rank that
         is too small, or two inputs that disagree about a dimension.
@@ -121,9 +153,14 @@ class Plan:
             given = inputs.get(entry.name)
             if given is None:
                 raise PlanError(f"{entry.name}: missing; the plan needs {', '.join(i.name for i in self.inputs)}")
-            array = np.asarray(given)
+            array = given.value if isinstance(given, Bounded) else np.asarray(given)
             self._measure(entry, array, found)
-            values[entry.register] = array if entry.kind == "permutation" else domain.input(array, entry.kind)
+            if entry.kind == "permutation":
+                values[entry.register] = array.astype(np.intp)
+            elif isinstance(given, Bounded):
+                values[entry.register] = domain.bounded(given)
+            else:
+                values[entry.register] = domain.input(array, entry.kind)
         for step in self.steps:
             values[step.out] = step.run(domain, found, *[values[i] for i in step.inputs])
         return {name: values[register] for name, register in self.results.items()}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 
 from lla_spec.proving.conditions import Difference, Point, differ
 from lla_spec.proving.entries import Where, positions
-from lla_spec.symbols import Dim, Tensor, inputs
+from lla_spec.symbols import Tensor, inputs
 
 LARGEST_SIZE = 3
 MOST_SHAPES = 60
@@ -29,9 +29,10 @@ class Counterexample:
         return f"at {self.point}: {self.difference}"
 
 
-def counterexample(left: Tensor, right: Tensor, relation: str, dims: list[Dim]) -> Counterexample | None:
+def counterexample(left: Tensor, right: Tensor, relation: str, dims: Sequence[str]) -> Counterexample | None:
     """The smallest point found at which left = right (or ≤) is certainly false; None where none is found.
 
+    `dims` names the dimensions that need a size.
     Balls decide, so what is returned is a refutation; None says nothing.
     """
     tensors = inputs(left, right)
@@ -45,13 +46,13 @@ def counterexample(left: Tensor, right: Tensor, relation: str, dims: list[Dim]) 
     return None
 
 
-def _shapes(tensors: list[Tensor], dims: list[Dim]) -> list[dict[str, int]]:
+def _shapes(tensors: list[Tensor], dims: Sequence[str]) -> list[dict[str, int]]:
     """Shapes by the number of input entries."""
 
     def entries(sizes: Mapping[str, int]) -> int:
         return sum(prod(dim.size(sizes) for dim in tensor.shape) for tensor in tensors)
 
-    names = sorted(dim.name for dim in dims)
+    names = sorted(dims)
     largest = LARGEST_SIZE if len(names) <= 4 else 2
     shapes = [dict(zip(names, s, strict=True)) for s in itertools.product(range(1, largest + 1), repeat=len(names))]
     return sorted(shapes, key=lambda sizes: (entries(sizes), *sizes.values()))[:MOST_SHAPES]

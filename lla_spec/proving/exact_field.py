@@ -59,6 +59,7 @@ class ExactField:
         self.symbols = self.ring.gens()
         self.generators: list[Generator] = []
         self._known: dict[Any, int] = {}
+        self._inverses: dict[str, Polynomial] = {}
         self._random = random.Random(0)
         self._values: list[int] | None = None
         self.zero, self.one = self.ring.constant(0), self.ring.constant(1)
@@ -108,6 +109,12 @@ class ExactField:
 
     def inverse(self, p: Polynomial) -> Polynomial:
         """1/p, irreducible factor by irreducible factor, so that 1/(P·Q) is 1/P · 1/Q."""
+        key = str(p)
+        if key not in self._inverses:
+            self._inverses[key] = self._inverted(p)
+        return self._inverses[key]
+
+    def _inverted(self, p: Polynomial) -> Polynomial:
         if self.is_zero(p):
             raise Undefined("a denominator is identically zero")
         numerator, denominator = self._fraction(p)
@@ -354,9 +361,13 @@ class ExactField:
 
     def describe(self, p: Polynomial, limit: int = 160) -> str:
         """`p` with its generators spelt out, cut at about `limit` characters."""
-        terms = [self._describe_term(monomial, coefficient) for monomial, coefficient in p.terms()]
-        text = " + ".join(terms).replace("+ -", "- ") or "0"
-        return text if len(text) <= limit else f"{text[:limit]}… ({len(terms)} terms)"
+        text = ""
+        for number, (monomial, coefficient) in enumerate(p.terms()):
+            if len(text) > limit:
+                return f"{text} + … ({len(p)} terms)"
+            term = self._describe_term(monomial, coefficient)
+            text += term if not number else f" - {term[1:]}" if term.startswith("-") else f" + {term}"
+        return text or "0"
 
     def _describe_term(self, monomial: Any, coefficient: fmpq) -> str:
         factors = [

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lla_spec.language import Hypothesis, Law, Relation
+from lla_spec.language import Hypothesis, Law, _sides
 from lla_spec.proving.conditions import readable
 from lla_spec.proving.rewriting import Rewriter
-from lla_spec.symbols import Tensor, free_indices
+from lla_spec.symbols import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def claim(law: Law, dropped: Hypothesis | None = None) -> Claim:
 
 
 def _check(number: int, hypothesis: Hypothesis, build: Rewriter) -> Obligation:
-    left, right = sides(hypothesis.relation)
+    left, right = _sides(hypothesis.relation)
     built = ", ".join(tensor.name for tensor in hypothesis.by) or "nothing"
     name = f"hypothesis {number}: the construction of {built} satisfies {readable(left.body)} = {readable(right.body)}"
     return Obligation(name, build(left), build(right))
@@ -76,10 +76,3 @@ def constructed(law: Law, dropped: Hypothesis | None = None) -> tuple[Tensor, Te
     build = Rewriter({old: new for h in law.hypotheses if h is not dropped for old, new in h.by.items()})
     return build(law.left), build(law.right)
 
-
-def sides(relation: Relation) -> tuple[Tensor, Tensor]:
-    """Both sides of a relation as tensors over the same axes."""
-    exprs = [side.entry if isinstance(side, Tensor) else side for side in (relation.left, relation.right)]
-    axes = sorted(free_indices(exprs[0]) | free_indices(exprs[1]), key=str)
-    left, right = (Tensor(name, axes, expr) for name, expr in zip(("left", "right"), exprs, strict=True))
-    return left, right

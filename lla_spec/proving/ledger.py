@@ -32,7 +32,7 @@ from lla_spec.proving.hypotheses import Claim, Obligation, claim, constructed
 from lla_spec.proving.inequalities import why_not_nonnegative
 from lla_spec.proving.outcome import Outcome
 from lla_spec.proving.teeth import Teeth, teeth
-from lla_spec.symbols import Dim, Tensor, inputs, order
+from lla_spec.symbols import Tensor, inputs
 
 ALL_DIMENSIONS = "proved (all dimensions)"
 LISTED_SHAPES = "proved (listed shapes)"
@@ -122,8 +122,7 @@ class _Proof:
     def __init__(self, law: Law, entry: LedgerEntry) -> None:
         self.law, self.entry = law, entry
         self.claim: Claim = claim(law)
-        self.dims = _dims(law, self.claim)
-        self.shapes = listed_shapes.listed_shapes(self.dims)
+        self.shapes = listed_shapes.listed_shapes(law)
 
     def run(self) -> None:
         equations = [self.claim.statement, *self.claim.checks]
@@ -189,7 +188,7 @@ class _Proof:
                 return True
         left, right = constructed(self.law)
         if any(differ(left, right, point, self.law.relation) for point in points):
-            smallest = counterexample(left, right, self.law.relation, self.dims)
+            smallest = counterexample(left, right, self.law.relation, list(self.shapes[0]))
             self.entry.status = REFUTED
             self.entry.message = f"false {smallest or 'at a random point of a listed shape'}"
             return True
@@ -219,12 +218,6 @@ def _strictly_less(left: Tensor, right: Tensor, point: Point) -> Iterable[bool]:
         entries = point.entries()
         for where in positions(left, point.sizes):
             yield bool(entries.at(left, where) < entries.at(right, where))
-
-
-def _dims(law: Law, made: Claim) -> list[Dim]:
-    """The elementary dimensions of a law and of what its hypotheses construct."""
-    tensors = order(*(s for o in (made.statement, *made.checks) for s in (o.left, o.right)), *constructed(law))
-    return sorted({*law.dims, *(d for t in tensors for d in t.shape if not d.parts)}, key=lambda dim: dim.name)
 
 
 def _merged(outcomes: Iterable[Outcome]) -> list[Condition]:

@@ -7,15 +7,18 @@ turn; a maximum is any real number.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from math import factorial, prod
 from typing import Any
 
+from lla_spec.language import Law
 from lla_spec.proving.entries import Entries, Unreadable, Where, in_inputs, positions
 from lla_spec.proving.exact_field import ExactField, Full, Undefined
+from lla_spec.proving.hypotheses import obligations
 from lla_spec.proving.outcome import Outcome
-from lla_spec.symbols import Dim, Tensor, inputs
+from lla_spec.symbols import Tensor, inputs
 
 MOST_BIJECTIONS = 720
 
@@ -26,7 +29,8 @@ def prove(
     """Prove left = right at `sizes` (by name of dimension), entry by entry.
 
     `given` fixes inputs to numbers (nested sequences of int or Fraction): then it is proved for those only. Refused:
-    `residual` names the first entry that is not proved and what its difference comes down to.
+    `residual` names the first entry that is not proved and what its difference comes down to, and `conditions` are
+    as they were met, in definitions; of a proof they are in the inputs.
 
     >>> from lla_spec.formulas.softmax import x, j, softmax
     >>> from lla_spec.symbols import Sum, define
@@ -47,7 +51,7 @@ def prove(
         refusal = _refusal(left, right, sizes, fixed, conditions)
         if refusal:
             named = ", ".join(f"{t.name} = {c}" for t, c in zip(permutations, chosen, strict=True))
-            return Outcome(False, f"{named}: {refusal}" if named else refusal, in_inputs(conditions))
+            return Outcome(False, f"{named}: {refusal}" if named else refusal, tuple(conditions))
     return Outcome(True, "", in_inputs(conditions))
 
 
@@ -89,10 +93,17 @@ def _input_entry(field: ExactField, tensor: Tensor, where: Where, given: Mapping
     return field.variable((tensor.label, where), text, nonnegative=tensor.nonnegative)
 
 
-def listed_shapes(dims: Sequence[Dim]) -> list[dict[str, int]]:
-    """The shapes that a law over `dims` is proved at: all ones, and small sizes that differ pairwise where few.
+def listed_shapes(law: Law) -> list[dict[str, int]]:
+    """The shapes that a law is proved at: all ones, and sizes from 2 on that differ pairwise.
 
-    Scale 1/d is right at d = 1 and a transposed square is hard to see, so the second shape has every size ≥ 2.
+    Scale 1/d is right at d = 1, and a transposed square is hard to see. What is permuted has size 3, so that few
+    bijections do not commute and there are not many of them.
     """
-    names = sorted(dim.name for dim in dims)
-    return [dict.fromkeys(names, 1), {name: 2 + number % 3 for number, name in enumerate(names)}]
+    obliged = [replace(law, left=o.left, right=o.right, because=None) for o in obligations(law)]
+    names = sorted({dim.name for one in obliged for dim in one.dims})
+    permuted = {t.shape[0].name for one in obliged for t in inputs(one.left, one.right) if t.permutation}
+    ranked = sorted(names, key=lambda name: name not in permuted)
+    if permuted and len(ranked) > 1:
+        ranked[0], ranked[1] = ranked[1], ranked[0]
+    distinct = {name: size for size, name in enumerate(ranked, start=2)}
+    return [dict.fromkeys(names, 1), {name: distinct[name] for name in names}]

@@ -76,17 +76,17 @@ def split_arguments(arguments: Arguments) -> tuple[list[Any], dict[str, Any]]:
     return positional, keywords
 
 
-def call(function: Callable[..., Any], arguments: Arguments, name: str, limit: float = TIME_LIMIT_S) -> Any:
+def call(function: Callable[..., Any], arguments: Arguments, name: str) -> Any:
     """`function(*arguments)`, its inputs verified unchanged. Raises Misbehaved where it raises, hangs or writes."""
     before = {key: _snapshot(value) for key, value in arguments.items() if isinstance(value, Tensor)}
     positional, keywords = split_arguments(arguments)
     try:
-        with time_limit(limit):
+        with time_limit(TIME_LIMIT_S):
             result = function(*positional, **keywords)
     except KeyboardInterrupt:
         raise
     except Overtime:
-        raise Misbehaved("hangs", f"{name}: no answer within {limit:g} s") from None
+        raise Misbehaved("hangs", f"{name}: no answer within {TIME_LIMIT_S:g} s") from None
     except BaseException as error:
         first = str(error).splitlines()[0] if str(error) else ""
         raise Misbehaved("raises", f"{name}: raises {type(error).__name__}{': ' + first if first else ''}") from error

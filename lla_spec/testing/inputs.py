@@ -174,9 +174,9 @@ def digest(arguments: Arguments) -> str:
     for name, value in sorted(arguments.items()):
         seen.update(name.encode())
         if isinstance(value, Tensor):
-            dense = value.detach().cpu().contiguous()
+            dense = torch.empty(value.shape, dtype=value.dtype).copy_(value.detach())  # strides of its own
             seen.update(f"{dense.dtype}{tuple(dense.shape)}".encode())
-            seen.update(dense.view(torch.uint8).numpy().tobytes() if dense.numel() and dense.dim() else bytes(str(dense), "utf8"))
+            seen.update(dense.reshape(-1).view(torch.uint8).numpy().tobytes())
         else:
             seen.update(repr(value).encode())
     return seen.hexdigest()[:16]

@@ -148,7 +148,7 @@ class _Run:
         plan = _plan(made, tuple(self.values))
         given = {_key(t): value for t, value in self.values.items() if _key(t) in {i.name for i in plan.inputs}}
         found = plan.run(Rounding(_GLUE), given, self.sizes)["out"]
-        return found if isinstance(found, Bounded) else Bounded(found.value, found.error)
+        return Bounded(found.value, found.deviation)
 
     def ask(self, call: Visible) -> None:
         """Run one call on the target and judge it at its actual inputs."""

@@ -174,6 +174,17 @@ def test_fused_gradients_equal_the_clear_ones(is_causal: bool, monkeypatch: pyte
         assert not torch.equal(one, other)  # two algorithms: equal bits would mean that one of them never ran
 
 
+def test_a_vjp_needs_no_autograd() -> None:
+    q, k, v = qkv(128, 256)
+    want = impl.attention_vjp(q, k, v, grad_output=q)
+    with torch.no_grad():
+        assert all(torch.equal(x, y) for x, y in zip(impl.attention_vjp(q, k, v, grad_output=q), want, strict=True))
+    with torch.inference_mode():
+        torch.testing.assert_close(impl.attention_vjp(q, k, v, grad_output=q), want)
+        q, k, v = q + 0, k + 0, v + 0
+    torch.testing.assert_close(impl.attention_vjp(q, k, v, grad_output=q), want)
+
+
 def test_the_reason_for_reading_the_inputs_is_still_there() -> None:
     """torch's kernel answers a NaN in q with numbers. Once this fails, the finiteness test may go."""
     q, k, v = qkv(8, 8)

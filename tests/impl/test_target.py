@@ -5,7 +5,9 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,20 @@ def test_impl_imports_torch_jaxtyping_and_the_standard_library(module: str) -> N
     roots |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     foreign = {root.split(".")[0] for root in roots} - set(sys.stdlib_module_names)
     assert foreign <= {"impl", "torch", "jaxtyping"}
+
+
+def test_every_law_that_impl_cites_is_stated() -> None:
+    import lla_spec.formulas  # noqa: F401  (states them)
+    from lla_spec.language import registry
+
+    cited = set()
+    for module in MODULES:
+        with tokenize.open(str(importlib.import_module(module).__file__)) as source:
+            for token in tokenize.generate_tokens(source.readline):
+                if token.type in (tokenize.COMMENT, tokenize.STRING):
+                    cited |= set(re.findall(r"(?<![\w.])(?:linear|softmax|attention)\.[a-z_]+", token.string))
+    assert len(cited) >= 10
+    assert cited <= set(registry.laws)
 
 
 @pytest.mark.parametrize("module", MODULES)

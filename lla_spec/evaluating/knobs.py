@@ -1,0 +1,101 @@
+"""The formula evaluated as a wrong kernel would: what is compared with a failing output to name its cause."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from lla_spec.evaluating.arguments import Prepared, operation, prepare, torch_parameters
+from lla_spec.evaluating.bounded import Bounded
+from lla_spec.evaluating.compiling import compile_results
+from lla_spec.evaluating.contracts import Contract, Precision
+from lla_spec.evaluating.float64 import Float64
+from lla_spec.evaluating.operations import bound
+from lla_spec.evaluating.plan import Plan
+from lla_spec.language import Formula
+from lla_spec.symbols import Tensor, expand
+
+Array = np.ndarray
+
+
+def rounded(value: Array, precision: Precision) -> Array:
+    """float64 values rounded to nearest even in another format (subnormals of the format included).
+
+    >>> from lla_spec.evaluating.contracts import PRECISIONS
+    >>> float(rounded(np.array(1.001), PRECISIONS["bf16"]))
+    1.0
+    """
+    with np.errstate(all="ignore"):
+        _, exponent = np.frexp(value)
+        spacing = np.ldexp(2 * precision.unit_roundoff, exponent - 1)
+        spacing = np.maximum(spacing, precision.smallest_subnormal)
+        found = np.rint(value / spacing) * spacing
+        found = np.where(np.abs(found) > precision.largest, np.copysign(np.inf, value), found)
+    return np.where(np.isfinite(value), found, value)
+
+
+class SumsInIo(Float64):
+    """Float64, but every sum is rounded to the io dtype before it is used."""
+
+    def __init__(self, io: Precision) -> None:
+        self.io = io
+
+    def sum(self, a: Array, axes: int) -> Array:
+        return rounded(super().sum(a, axes), self.io)
+
+
+class Float32(Float64):
+    """Single precision without any care for its range."""
+
+    def input(self, array: Array, kind: str) -> Array:
+        return array.astype(np.float32)
+
+
+def sums_rounded_to_io(name: str, arguments: Mapping[str, Any], contract: Contract, *, vjp: bool) -> Any:
+    """The operation with its sums rounded to io on their way, and what the remaining roundings may do to that."""
+    prepared = prepare(operation(name), arguments, vjp=vjp)
+    return _around(prepared, prepared.run(SumsInIo(contract.io)), name, arguments, contract, vjp)
+
+
+def float32_without_maximum(name: str, arguments: Mapping[str, Any], contract: Contract, *, vjp: bool) -> Any:
+    """The declared formula as it stands, exp of the raw scores, in the accumulator: non-finite where that fails.
+
+    An entry that fails must be non-finite in the output as well; every other one is judged as usual.
+    """
+    if vjp:
+        raise ValueError("the gradient of a kernel without maximum is not modelled")
+    formula = operation(name)
+    prepared = prepare(formula, arguments)
+    plan = _as_declared(formula, frozenset(set(formula.parameters) - set(prepared.inputs)))
+    raw = Prepared(**{**prepared.__dict__, "plan": plan})
+    domain = Float32() if contract.acc.name == "fp32" else Float64()
+    values = {key: np.asarray(value, np.float64) for key, value in raw.run(domain).items()}
+    if all(np.isfinite(value).all() for value in values.values()):
+        raise ValueError("nothing over- or underflows here")
+    return _around(prepared, values, name, arguments, contract, vjp)
+
+
+@cache
+def _as_declared(formula: Formula, omitted: frozenset[str]) -> Plan:
+    """The formula's body written out, so that no law rewrites a call in it."""
+    called = formula(**{name: None if name in omitted else p for name, p in formula.parameters.items()})
+    return compile_results({called.name: Tensor(called.name, called.axes, expand(called.entry))}, formula.parameters)
+
+
+def _around(
+    prepared: Prepared, values: Mapping[str, Array], name: str, arguments: Mapping[str, Any], contract: Contract, vjp: bool
+) -> Any:
+    """These values with the bound of the right ones, cast anew: what differs is the knob, not the roundings."""
+    right = bound(name, arguments, contract, vjp=vjp)
+    named = {role_name: key for role_name, (key, _) in torch_parameters(operation(name)).items()}
+    found = {}
+    for key, bounded in (right.items() if vjp else [("", right)]):
+        value = values[named[key]] if vjp else next(iter(values.values()))
+        empty = prepared.empty_in(named[key]) if vjp else None
+        error = contract.cast(np.where(np.isfinite(value), value, 0.0), bounded.pre_cast_error)
+        error = np.where(np.isfinite(value), error, 0.0)
+        found[key] = Bounded(np.asarray(value if empty is None else np.where(empty, 0.0, value)), error)
+    return found if vjp else found[""]

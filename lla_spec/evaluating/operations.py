@@ -1,0 +1,219 @@
+"""Values and bounds of an operation at torch-style arguments: what every check compares with.
+
+    oracle("softmax", {"x": x})                           the exact result, float64
+    bound("softmax", {"x": x}, contract("fused", "bf16")) the same, and how far a kernel's may be from it
+
+Arguments are float64 arrays that hold exactly what the kernel was given, by torch name; masks are bool arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lla_spec.evaluating import balls
+from lla_spec.evaluating.arguments import Prepared, operation, prepare
+from lla_spec.evaluating.bounded import Bounded
+from lla_spec.evaluating.contracts import Contract
+from lla_spec.evaluating.float64 import Float64
+from lla_spec.evaluating.nonfinite import Special, special
+from lla_spec.evaluating.rounding import Approximate, Rounding
+from lla_spec.evaluating.sharp import rule_for
+from lla_spec.evaluating.sharp.roundings import ORACLE_U, finish
+
+Array = np.ndarray
+Arguments = Mapping[str, Any]
+Results = dict[str, Any]
+
+BALL_BITS = (128, 256, 512)
+"""Precisions that are tried in turn until every entry's ball rounds to one float64."""
+
+GENERIC_ENTRIES = 1 << 14
+"""The generic rule is evaluated beside a sharp one up to this many entries of the largest array on the way; beyond, it never won
+in 300 cases per operation (tests/engine/generic_table.py) and costs more than everything else."""
+
+
+def oracle(
+    name: str,
+    arguments: Arguments,
+    *,
+    vjp: bool = False,
+    exact: bool = False,
+    causal_alignment: str = "bottom_right",
+) -> Any:
+    """The result of an operation, float64 (...); with `vjp`, the gradients as a dict by torch argument name.
+
+    `exact`: computed in balls and correctly rounded, else in float64. NaN where the result depends on a NaN or, -∞
+    logits apart, on an infinity. Rows that a mask leaves without a key are 0.
+    Raises ArgumentError for arguments that do not fit.
+
+    >>> oracle("softmax", {"x": np.zeros((1, 2))})
+    array([[0.5, 0.5]])
+    """
+    prepared = prepare(operation(name), arguments, vjp=vjp, causal_alignment=causal_alignment)
+    values, _ = _values(prepared, special(prepared), exact)
+    return _named(name, values, vjp)
+
+
+def bound(
+    name: str,
+    arguments: Arguments,
+    contract: Contract,
+    *,
+    vjp: bool = False,
+    exact: bool = False,
+    causal_alignment: str = "bottom_right",
+) -> Any:
+    """The result and, entry by entry, the most that a kernel of that contract may differ: Bounded, or a dict of them.
+
+    The error is the smaller one of the sharp rule's and the generic rule's. Both hold for every kernel of the contract
+    where the operation is multilinear or is computed forward. The generic rule follows the declaration's own steps,
+    and a backward pass need not: it may start from results that were saved in io, or take Σ dO·O for Σ P·dP. So the
+    gradients of other operations have the sharp rule alone, if there is one.
+    """
+    formula = operation(name)
+    prepared = prepare(formula, arguments, vjp=vjp, causal_alignment=causal_alignment)
+    found = special(prepared)
+    values, residuals = _values(prepared, found, exact)
+    oracle_u = 0.0 if exact else ORACLE_U
+    sharp = _sharp(name, arguments, contract, vjp, oracle_u, causal_alignment)
+    bounds = {key: None if sharp is None else _renamed(sharp, name, key, vjp) for key in values}
+    if sharp is None or (_generic_holds(prepared, vjp) and prepared.entries <= GENERIC_ENTRIES):
+        for key, generic in _generic(prepared, found, contract, oracle_u).items():
+            other = bounds[key]
+            bounds[key] = generic if other is None else generic.minimum(other)
+    judged = {}
+    for key, value in values.items():
+        chosen = bounds[key]
+        assert chosen is not None
+        judged[key] = _judged(prepared, found, key, value, chosen, residuals.get(key))
+    return _named(name, judged, vjp)
+
+
+def generic_bound(
+    name: str, arguments: Arguments, contract: Contract, *, vjp: bool = False, causal_alignment: str = "bottom_right"
+) -> Any:
+    """The generic rule alone, around the float64 oracle."""
+    prepared = prepare(operation(name), arguments, vjp=vjp, causal_alignment=causal_alignment)
+    found = special(prepared)
+    values, _ = _values(prepared, found, exact=False)
+    bounds = _generic(prepared, found, contract, ORACLE_U)
+    judged = {key: _judged(prepared, found, key, values[key], bounds[key], None) for key in values}
+    return _named(name, judged, vjp)
+
+
+def sharp_bound(
+    name: str, arguments: Arguments, contract: Contract, *, vjp: bool = False, causal_alignment: str = "bottom_right"
+) -> Any:
+    """The sharp rule alone, as it is; None where the operation has none."""
+    return _sharp(name, arguments, contract, vjp, ORACLE_U, causal_alignment)
+
+
+# ---- values
+
+
+def _values(prepared: Prepared, found: Special | None, exact: bool) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The values by result name, and how far the exact ones are from these where balls were used."""
+    if exact:
+        high, residuals = _exact(prepared, found)
+    else:
+        high, residuals = _evaluated(prepared, found, Float64()), {}
+    return {name: _conventions(prepared, found, name, value) for name, value in high.items()}, residuals
+
+
+def _evaluated(prepared: Prepared, found: Special | None, domain: Any) -> dict[str, Any]:
+    if found is None:
+        return prepared.run(domain)
+    return found.choose(lambda inputs: prepared.run(domain, inputs), lambda a, b, where: np.where(where, b, a))
+
+
+def _exact(prepared: Prepared, found: Special | None) -> tuple[dict[str, Array], dict[str, Array]]:
+    enclosures: dict[str, balls.Enclosure] = {}
+    for bits in BALL_BITS:
+        with balls.precision(bits):
+            values = _evaluated(prepared, found, balls.Balls())
+            enclosures = {name: balls.enclosure(value) for name, value in values.items()}
+        if all(e.rounded.all() for e in enclosures.values()):
+            break
+    high = {name: e.high for name, e in enclosures.items()}
+    return high, {name: np.abs(e.low) + e.radius for name, e in enclosures.items()}
+
+
+def _conventions(prepared: Prepared, found: Special | None, name: str, value: Array) -> Array:
+    empty = prepared.empty_in(name)
+    if empty is not None:
+        value = np.where(empty, 0.0, value)
+    if found is not None:
+        value = np.where(found.nan[name] | found.infinite[name], np.nan, value)
+    return value
+
+
+# ---- bounds
+
+
+def _generic_holds(prepared: Prepared, vjp: bool) -> bool:
+    return not vjp or prepared.plan.is_multilinear
+
+
+def _generic(prepared: Prepared, found: Special | None, contract: Contract, oracle_u: float) -> dict[str, Bounded]:
+    def put(a: Approximate, b: Approximate, where: Array) -> Approximate:
+        return Approximate(np.where(where, b.value, a.value), np.where(where, b.deviation, a.deviation))
+
+    def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return prepared.run(Rounding(contract, oracle_u), inputs)
+
+    results = run(prepared.inputs) if found is None else found.choose(run, put)
+    bounds = {}
+    for name, result in results.items():
+        value, error = np.asarray(result.value), np.array(result.deviation)
+        exact = (value == 0) & (error == 0)
+        bounds[name] = finish(value, error, contract, exact=exact if exact.any() else None)
+    return bounds
+
+
+def _sharp(
+    name: str, arguments: Arguments, contract: Contract, vjp: bool, oracle_u: float, causal_alignment: str
+) -> Any:
+    rule = rule_for(f"{name}_vjp" if vjp else name)
+    if rule is None:
+        return None
+    options = {} if causal_alignment == "bottom_right" else {"causal_alignment": causal_alignment}
+    return rule(arguments, contract, oracle_u=oracle_u, **options)
+
+
+def _judged(
+    prepared: Prepared, found: Special | None, name: str, value: Array, bounds: Bounded, residual: Array | None
+) -> Bounded:
+    """The bound around this value, with the conventions on NaN, infinity and empty rows."""
+    error, before = bounds.error, bounds.pre_cast_error
+    if residual is not None:
+        error, before = error + residual, before + residual
+    empty = prepared.empty_in(name)
+    if empty is not None:
+        error, before = np.where(empty, 0.0, error), np.where(empty, 0.0, before)
+    if found is not None:
+        for where, known in ((found.infinite[name], np.inf), (found.nan[name], 0.0)):
+            error, before = np.where(where, known, error), np.where(where, known, before)
+    return Bounded(value, error, before)
+
+
+# ---- names
+
+
+def _renamed(sharp: Any, name: str, key: str, vjp: bool) -> Bounded:
+    return sharp[_argument(name, key)] if vjp else sharp
+
+
+def _argument(name: str, parameter: str) -> str:
+    role = operation(name).parameters[parameter].role
+    assert role is not None
+    return role.argument
+
+
+def _named(name: str, results: Results, vjp: bool) -> Any:
+    if vjp:
+        return {_argument(name, key): value for key, value in results.items()}
+    (result,) = results.values()
+    return result

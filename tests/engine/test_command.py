@@ -1,0 +1,93 @@
+"""The command as a person uses it: exit codes, one clear line, a report that can be read by machines."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+REPLAY = re.compile(r"lla-spec replay '([^']+)' --target (\S+)")
+
+
+def command(*arguments, cwd=None, timeout=120):
+    env = {**os.environ, "COLUMNS": "150", "PYTHONPATH": os.getcwd()}
+    run = [sys.executable, "-m", "lla_spec", *arguments]
+    return subprocess.run(run, capture_output=True, text=True, env=env, cwd=cwd, timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["verify", "nothing.py"], "target nothing.py: no such file"),
+        (["verify", "no_such_module"], "target no_such_module: there is no module of that name"),
+        (["verify", "raises.py"], "target raises.py: its import raises ZeroDivisionError: division by zero"),
+        (["verify", "empty.py"], "target empty.py: implements none of the operations"),
+        (["verify", "typo.py"], "target typo.py: LLA_TARGET has the unknown key 'dtype'; known are"),
+        (["verify", "impl", "--op", "convolution"], "convolution: no operation of that name; there are"),
+        (["verify", "mine.py", "--op", "attention"], "has no attention, which --op asks for"),
+        (["verify", "impl", "--dtype", "fp8"], "--dtype fp8: there are fp64, fp32, bf16, fp16"),
+        (["verify", "impl", "--law", "nonsense"], "--law nonsense: no law of that name"),
+        (["verify", "impl", "--contract", "loose"], "--contract loose: there are strict, fused, whiteboard"),
+        (["verify", "impl", "--at", "n=many"], "--at n=many: 'n=many' is not name=size"),
+        (["replay", "softmax:definition"], "needs op:law:dtype:device:key=value"),
+        (["replay", "softmax:definition:bf16:cpu:n=3"], "needs the sizes m"),
+        (["show", "nonsense"], "nonsense: no law of that name"),
+        (["prove", "nonsense"], "nonsense: no law of that name"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line_and_exits_with_2(arguments, line, tmp_path):
+    (tmp_path / "raises.py").write_text("1 / 0\n")
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    (tmp_path / "typo.py").write_text("LLA_TARGET = {'dtype': ['fp32']}\ndef softmax(x): return x.softmax(-1)\n")
+    (tmp_path / "mine.py").write_text("def softmax(x): return x.softmax(-1)\n")
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert line in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_failure_replays_in_another_process(tmp_path):
+    done = command("verify", "tests/targets/wrong.py:scale_by_value_dim", "--law", "definition", "--dtype", "fp32")
+    assert done.returncode == 1, done.stdout + done.stderr
+    case, target = REPLAY.search(done.stdout).groups()
+    again = command("replay", case, "--target", target)
+    assert again.returncode == 1 and "the scale is 1/sqrt(e) instead of 1/sqrt(d)" in again.stdout
+    fixed = command("replay", case, "--target", "impl")
+    assert fixed.returncode == 0 and fixed.stdout.startswith("pass")
+
+
+def test_torch_log_softmax_in_16_bits_is_found_with_its_cause(tmp_path):
+    report = tmp_path / "report.json"
+    done = command("verify", "torch_native", "--op", "log_softmax", "--law", "definition", "--json", str(report))
+    assert done.returncode == 1
+    assert "sums are rounded to bf16 on their way" in done.stdout
+    rows = {r["dtype"]: r for r in json.loads(report.read_text())["results"]}
+    assert {dtype: row["verdict"] for dtype, row in rows.items()} == {"fp64": "pass", "fp32": "pass", "bf16": "fail", "fp16": "fail"}
+    assert {"vocabulary", "dominant"} <= set(rows["fp32"]["classes"])
+
+
+def test_interrupted_it_prints_the_table_so_far_and_writes_the_report(tmp_path):
+    report = tmp_path / "report.json"
+    run = [sys.executable, "-m", "lla_spec", "verify", "impl", "--examples", "500", "--json", str(report)]
+    process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(15)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "interrupted after" in err and "Traceback" not in err
+    assert "operation" in out and json.loads(report.read_text())["schema"] == 1
+
+
+def test_list_and_show_name_every_operation_and_law():
+    import lla_spec.formulas  # noqa: F401
+    from lla_spec.language import registry
+
+    listed = command("list").stdout
+    for name in (*(f.name for f in registry.operations()), *(law.name for law in registry.laws.values())):
+        assert name in listed
+    assert "attention(q, k, v, mask=None, *, is_causal=False, scale=None)" in listed
+    assert r"\sum_{j}" in command("show", "attention", "--latex").stdout
+    assert "Adding one vector to every key" in command("show", "key_bias").stdout

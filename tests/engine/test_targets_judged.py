@@ -1,0 +1,62 @@
+"""What the suite says of targets that are right, wrong, fake, or misbehave."""
+
+import pytest
+
+from lla_spec.testing.diagnose import texts
+from lla_spec.testing.runner import Options, Session, run_all
+from lla_spec.testing.targets import load
+from lla_spec.testing.verdicts import exit_status
+from tests.targets import fakes, right, wrong
+
+
+def results_of(target, **options):
+    session = Session(load(target), Options(ops=("attention",), examples=6, **options))
+    return session, run_all(session, list(session.rows()), lambda result: None)
+
+
+@pytest.mark.parametrize("name", ["plain", "in_float64", "online", "in_numpy"])
+@pytest.mark.parametrize("law", ["definition", "vjp"])
+def test_a_correct_kernel_passes_in_each_dtype_that_it_declares(name, law):
+    session, results = results_of(getattr(right, name), laws=(law,))
+    expected = "unimplemented" if name == "in_numpy" and law == "vjp" else "pass"
+    assert {r.row.id: r.verdict for r in results if r.verdict != expected} == {}, texts(session, results, name)
+
+
+CAUSES = {
+    "scale_by_value_dim": ("definition", ("fp32",), "the scale is 1/sqrt(e) instead of 1/sqrt(d)"),
+    "causal_top_left": ("definition", ("fp32",), "causal is aligned top-left"),
+    "empty_row_is_mean": ("definition", ("fp32",), "gives the mean of the values, not zeros"),
+    "no_maximum": ("definition", ("fp32",), "the maximum is not subtracted"),
+    "weights_in_bf16": ("definition", ("fp32",), ""),
+    "query_gradient_unscaled": ("vjp", ("fp32",), "the gradient of q: it lacks the scale"),
+}
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_a_wrong_kernel_fails_and_its_cause_is_named(name):
+    law, dtypes, words = CAUSES[name]
+    session, results = results_of(getattr(wrong, name), laws=(law,), dtypes=dtypes)
+    assert exit_status(results) == 1
+    (text,) = texts(session, results, f"tests/targets/wrong.py:{name}")
+    assert words in text
+    for label in ("FAIL attention", "formula", "case", "worst", "bound", "replay"):
+        assert label in text
+    if name == "weights_in_bf16":
+        assert "accumulated in bf16" in text or "no contract" in text
+
+
+@pytest.mark.parametrize("name", fakes.NAMES)
+def test_a_fake_kernel_never_passes(name):
+    _, results = results_of(fakes.fresh(name), laws=("definition",), dtypes=("fp32", "bf16"))
+    assert {r.verdict for r in results} == {"fail"}
+
+
+@pytest.mark.parametrize("name", fakes.MISBEHAVING)
+def test_misbehaviour_is_a_named_failure_of_its_row_and_the_run_goes_on(name, monkeypatch):
+    monkeypatch.setattr("lla_spec.testing.calling.TIME_LIMIT_S", 1.0)
+    functions = {"attention": fakes.MISBEHAVING[name], "LLA_TARGET": {"dtypes": ["fp32", "bf16"]}}
+    session = Session(load(functions), Options(laws=("definition",), examples=2))
+    results = run_all(session, list(session.rows()), lambda result: None)
+    mine = [r for r in results if r.row.op == "attention"]
+    assert [r.verdict for r in mine] == ["fail", "fail"] and all(r.message.startswith("attention: ") for r in mine)
+    assert {r.verdict for r in results if r.row.op != "attention"} == {"unimplemented"}
