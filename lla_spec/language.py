@@ -290,7 +290,9 @@ class Law:
     def dims(self) -> list[Dim]:
         """Every elementary dimension of the statement, by name."""
         found: set[Dim] = set()
-        tensors = [*order(self.left, self.right), *([] if self.because is None else order(self.because))]
+        sides = [self.left, self.right, *([] if self.because is None else [self.because])]
+        # A call may take what its result does not depend on: the bias's gradient does not depend on the weight.
+        tensors = order(*sides, *(argument for side in sides for call in calls(side) for argument in call.tensors()))
         for tensor in tensors:
             for expr in (tensor.body, *tensor.blocks):
                 found |= set() if expr is None else {d for d in expr.free_symbols if isinstance(d, Dim)}

@@ -87,14 +87,13 @@ class Prepared:
 
     def run(self, domain: Domain, inputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The results in torch's layout, in the domain's form."""
-        with np.errstate(all="ignore"):
-            found = self.plan.run(domain, self.inputs if inputs is None else inputs)
-            return {name: self.restore(domain, name, value) for name, value in found.items()}
+        found = self.plan.run(domain, self.inputs if inputs is None else inputs)
+        return {name: self.restore(domain, name, value) for name, value in found.items()}
 
     def restore(self, domain: Domain, name: str, value: Any) -> Any:
         """One result in torch's layout: rows become the leading axes; batch axes that an argument lacks are summed."""
         axes, shape = self.axes[name], self.shapes[name]
-        if axes and axes[0] == self.rows:
+        if self.rows is not None:  # all leading axes are rows: they stand in the plan, and are summed there
             return domain.move(lambda array: array.reshape(shape), value)
         own = shape[len(shape) - len(axes) :]
         kept = (1,) * (len(self.lead) - (len(shape) - len(own))) + shape[: len(shape) - len(own)]

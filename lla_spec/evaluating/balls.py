@@ -16,6 +16,7 @@ import flint
 import numpy as np
 from flint import arb, arb_mat, fmpq
 
+from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.plan import Move, Plan
 
 Array = np.ndarray
@@ -85,6 +86,9 @@ class Balls:
     def input(self, array: Array, kind: str) -> Array:
         return array.astype(np.float64) if kind == "mask" else _boxed(map(arb, array.ravel().tolist()), array.shape)
 
+    def bounded(self, given: Bounded) -> Array:
+        return _boxed([arb(v, e) for v, e in zip(given.value.ravel(), given.error.ravel(), strict=True)], given.value.shape)
+
     def number(self, value: Fraction) -> Array:
         return _boxed([arb(fmpq(value.numerator, value.denominator))], ())
 
@@ -123,7 +127,8 @@ class Balls:
         return total
 
     def maximum(self, a: Array, axes: int) -> Array:
-        rows = a.reshape(*a.shape[: a.ndim - axes], -1)
+        cut = a.ndim - axes
+        rows = a.reshape(*a.shape[:cut], int(np.prod(a.shape[cut:])))  # -1 is ambiguous where an axis is empty
         largest = [_largest(row) for row in rows.reshape(-1, rows.shape[-1]).tolist()] if rows.size else []
         return _boxed(largest or [arb("-inf")] * int(np.prod(rows.shape[:-1])), rows.shape[:-1])
 

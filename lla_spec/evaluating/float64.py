@@ -26,7 +26,7 @@ def numpy_power(base: Array, exponent: Fraction) -> Array:
 
 
 class Float64:
-    """Numbers are float64 arrays. Run it under `np.errstate(all="ignore")` where inputs may overflow."""
+    """Numbers are float64 arrays."""
 
     def input(self, array: Array, kind: str) -> Array:
         return array if array.dtype == np.float64 else array.astype(np.float64)

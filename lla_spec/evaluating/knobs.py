@@ -38,13 +38,19 @@ def rounded(value: Array, precision: Precision) -> Array:
 
 
 class SumsInIo(Float64):
-    """Float64, but every sum is rounded to the io dtype before it is used."""
+    """Float64, but every sum is rounded to the io dtype: once at its end, or (`each`) after every term."""
 
-    def __init__(self, io: Precision) -> None:
-        self.io = io
+    def __init__(self, io: Precision, each: bool) -> None:
+        self.io, self.each = io, each
 
     def sum(self, a: Array, axes: int) -> Array:
-        return rounded(super().sum(a, axes), self.io)
+        if not self.each:
+            return rounded(super().sum(a, axes), self.io)
+        terms = a.reshape(*a.shape[: a.ndim - axes], int(np.prod(a.shape[a.ndim - axes :])))
+        total = np.zeros(terms.shape[:-1])
+        for position in range(terms.shape[-1]):
+            total = rounded(total + rounded(terms[..., position], self.io), self.io)
+        return total
 
 
 class Float32(Float64):
@@ -54,10 +60,10 @@ class Float32(Float64):
         return array.astype(np.float32)
 
 
-def sums_rounded_to_io(name: str, arguments: Mapping[str, Any], contract: Contract, *, vjp: bool) -> Any:
+def sums_in_io(name: str, arguments: Mapping[str, Any], contract: Contract, *, vjp: bool, each: bool) -> Any:
     """The operation with its sums rounded to io on their way, and what the remaining roundings may do to that."""
     prepared = prepare(operation(name), arguments, vjp=vjp)
-    return _around(prepared, prepared.run(SumsInIo(contract.io)), name, arguments, contract, vjp)
+    return _around(prepared, prepared.run(SumsInIo(contract.io, each)), name, arguments, contract, vjp)
 
 
 def float32_without_maximum(name: str, arguments: Mapping[str, Any], contract: Contract, *, vjp: bool) -> Any:

@@ -68,10 +68,11 @@ def bound(
 ) -> Any:
     """The result and, entry by entry, the most that a kernel of that contract may differ: Bounded, or a dict of them.
 
-    The error is the smaller one of the sharp rule's and the generic rule's. Both hold for every kernel of the contract
-    where the operation is multilinear or is computed forward. The generic rule follows the declaration's own steps,
-    and a backward pass need not: it may start from results that were saved in io, or take Σ dO·O for Σ P·dP. So the
-    gradients of other operations have the sharp rule alone, if there is one.
+    The error is the smaller one of the sharp rule's and the generic rule's, forward and for multilinear gradients: there
+    both hold for every kernel of the contract (tests/engine/test_generic_bounds.py). The generic rule follows the
+    declaration's steps, and other backward passes need not: attention's takes Σ dO·O, of saved and rounded O, for Σ P·dP.
+    So their gradients have the sharp rule alone; where there is none, the generic one, which allows for weights
+    recomputed from a saved log-sum-exp or saved weights, and for nothing else.
     """
     formula = operation(name)
     prepared = prepare(formula, arguments, vjp=vjp, causal_alignment=causal_alignment)
@@ -81,7 +82,7 @@ def bound(
     sharp = _sharp(name, arguments, contract, vjp, oracle_u, causal_alignment)
     bounds = {key: None if sharp is None else _renamed(sharp, name, key, vjp) for key in values}
     if sharp is None or (_generic_holds(prepared, vjp) and prepared.entries <= GENERIC_ENTRIES):
-        for key, generic in _generic(prepared, found, contract, oracle_u).items():
+        for key, generic in _generic(prepared, found, contract, oracle_u, vjp).items():
             other = bounds[key]
             bounds[key] = generic if other is None else generic.minimum(other)
     judged = {}
@@ -99,7 +100,7 @@ def generic_bound(
     prepared = prepare(operation(name), arguments, vjp=vjp, causal_alignment=causal_alignment)
     found = special(prepared)
     values, _ = _values(prepared, found, exact=False)
-    bounds = _generic(prepared, found, contract, ORACLE_U)
+    bounds = _generic(prepared, found, contract, ORACLE_U, vjp)
     judged = {key: _judged(prepared, found, key, values[key], bounds[key], None) for key in values}
     return _named(name, judged, vjp)
 
@@ -157,12 +158,14 @@ def _generic_holds(prepared: Prepared, vjp: bool) -> bool:
     return not vjp or prepared.plan.is_multilinear
 
 
-def _generic(prepared: Prepared, found: Special | None, contract: Contract, oracle_u: float) -> dict[str, Bounded]:
+def _generic(
+    prepared: Prepared, found: Special | None, contract: Contract, oracle_u: float, vjp: bool
+) -> dict[str, Bounded]:
     def put(a: Approximate, b: Approximate, where: Array) -> Approximate:
         return Approximate(np.where(where, b.value, a.value), np.where(where, b.deviation, a.deviation))
 
     def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
-        return prepared.run(Rounding(contract, oracle_u), inputs)
+        return prepared.run(Rounding(contract, oracle_u, backward=vjp), inputs)
 
     results = run(prepared.inputs) if found is None else found.choose(run, put)
     bounds = {}

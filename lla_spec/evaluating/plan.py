@@ -161,8 +161,9 @@ class Plan:
                 values[entry.register] = domain.bounded(given)
             else:
                 values[entry.register] = domain.input(array, entry.kind)
-        for step in self.steps:
-            values[step.out] = step.run(domain, found, *[values[i] for i in step.inputs])
+        with np.errstate(all="ignore"):  # what a mask hides may overflow, and a bound may be inf
+            for step in self.steps:
+                values[step.out] = step.run(domain, found, *[values[i] for i in step.inputs])
         return {name: values[register] for name, register in self.results.items()}
 
     @staticmethod

@@ -9,6 +9,7 @@ cancel in softmax (numerator against denominator) are added up.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -44,10 +45,14 @@ class Approximate:
 
 
 class Rounding:
-    """The domain of `Approximate`, under a contract. `oracle_u`: unit roundoff of the value itself (0: it is exact)."""
+    """The domain of `Approximate`, under a contract. `oracle_u`: unit roundoff of the value itself (0: it is exact).
 
-    def __init__(self, contract: Contract, oracle_u: float = ORACLE_U) -> None:
-        self.contract = contract
+    `backward`: the plan is a gradient, and a kernel may recompute weights from a result that it saved in io: from
+    log-sum-exp L as exp(x - L), or from y = x - L as exp(y).
+    """
+
+    def __init__(self, contract: Contract, oracle_u: float = ORACLE_U, *, backward: bool = False) -> None:
+        self.contract, self.backward = contract, backward
         self.model = Roundings(contract, oracle_u)
         self.infinite = False  # an input holds -inf: an infinite value is exact
 
@@ -165,14 +170,22 @@ class Rounding:
             incoming = a.terms[2]
         moved = incoming + self.model.exp_argument * (magnitude + incoming) + self.model.exp_log
         rescalings = 0
-        if shifted and self.contract.blocks != 1 and a.value.size:
+        if shifted and a.value.size:
             over = tuple(range(-shifted, 0))
             length = int(np.prod(a.value.shape[a.value.ndim - shifted :]))
-            rescalings = length if self.contract.blocks == "n_k" else min(int(self.contract.blocks), length)
-            spread = magnitude.max(axis=over, keepdims=True)
-            moved = moved + rescalings * (self.model.exp_log + self.model.few(2)) + self.model.exp_argument * spread
+            if self.contract.blocks != 1:
+                rescalings = length if self.contract.blocks == "n_k" else min(int(self.contract.blocks), length)
+                spread = magnitude.max(axis=over, keepdims=True)
+                moved = moved + rescalings * (self.model.exp_log + self.model.few(2)) + self.model.exp_argument * spread
+            if self.backward:
+                moved = moved + self._saved(a, length)
         error = np.where(moved < 1, value * np.expm1(np.minimum(moved, 1.0)), np.exp(a.value + moved))
         return Approximate(value, np.where(np.isneginf(a.value), 0.0, error + (1 + rescalings) * self.model.eta))
+
+    def _saved(self, a: Approximate, length: int) -> Array:
+        """Error of x - L, L = peak + log s saved in io, 0 <= log s <= log(length): four roundings, one of them to io."""
+        size = np.where(np.isfinite(a.value), a.as_terms()[1], 0.0) + math.log(length)
+        return join(self.model.few(4), self.contract.u_out) * size + self.contract.eta_out
 
     def log(self, a: Approximate) -> Approximate:
         value = np.log(a.value)
@@ -204,10 +217,14 @@ class Rounding:
         return Approximate(value, error)
 
     def edge(self, a: Approximate, kind: str) -> Approximate:
-        casts = self.contract.score_casts if kind == "argument" else int(self.contract.weight_cast)
+        casts = self.contract.score_casts if kind == "argument" else int(self.contract.weight_cast or self.backward)
         if not casts or self.contract.io == self.contract.acc:
             return a
-        error = a.deviation
+        # The relative error of a cast, not half a spacing at this value: a kernel may cast before it multiplies by the
+        # scale, or before it divides by the sum, where the spacing is another one.
+        io, error = self.contract.io, a.deviation
         for _ in range(casts):
-            error = self.contract.inner_cast(a.value, error)
+            reach = np.abs(a.value) + error
+            error = error + io.unit_roundoff * reach + self.contract.eta_out
+            error = np.where(reach >= io.overflow_threshold, np.inf, error)
         return Approximate(a.value, np.where((a.value == 0) & (a.deviation == 0), 0.0, error))

@@ -1,6 +1,6 @@
 """Balls (Arb, through python-flint) as a field for `entries`: every operation encloses the exact result.
 
-So a difference whose ball excludes 0 is a proof that two sides differ at that point; one that contains 0 proves nothing.
+So a difference whose ball excludes 0 proves that two sides differ at that point; one that contains 0 proves nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ Ball = Any  # flint.arb, whose stubs do not know its operators
 PRECISION = 128  # bits
 
 _FUNCTIONS = {"Abs": abs, "sign": lambda x: x.sgn()}
-_FUNCTIONS |= {name: (lambda x, n=name: getattr(x, n)()) for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "erf")}
+_NAMES = ("sin", "cos", "tan", "sinh", "cosh", "tanh", "erf")
+_FUNCTIONS |= {name: (lambda x, n=name: getattr(x, n)()) for name in _NAMES}
 
 
 class BallField:

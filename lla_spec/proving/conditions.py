@@ -78,15 +78,6 @@ def failing_condition(conditions: Iterable[Condition], point: Point) -> str:
     return ""
 
 
-def point_that_satisfies(
-    conditions: Sequence[Condition], tensors: Sequence[Tensor], sizes: Mapping[str, int], seed: str, tries: int = 40
-) -> Point | None:
-    """A random point at which balls confirm every condition; None where none of `tries` points does."""
-    rng = random.Random(seed)
-    drawn = (random_point(tensors, sizes, rng) for _ in range(tries))
-    return next((point for point in drawn if not failing_condition(conditions, point)), None)
-
-
 @dataclass(frozen=True)
 class Difference:
     """An entry at which two sides certainly differ, with their values there."""
@@ -116,6 +107,13 @@ def differ(left: Tensor, right: Tensor, point: Point, relation: str = "=") -> Di
         return next(differences(left, right, point, relation), None)
     except Unreadable:
         return None
+
+
+def is_strictly_less(left: Tensor, right: Tensor, point: Point) -> bool:
+    """Whether left < right certainly holds in every entry."""
+    with precision():
+        entries = point.entries()
+        return all(entries.at(left, where) < entries.at(right, where) for where in positions(left, point.sizes))
 
 
 class _Readable(StrPrinter):

@@ -1,4 +1,4 @@
-"""The smallest point that refutes a statement: fewest input entries first, then zeros and ones wherever they will do."""
+"""The smallest point that refutes a statement: fewest input entries first, then zeros and ones wherever they do."""
 
 from __future__ import annotations
 

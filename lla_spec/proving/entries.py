@@ -29,8 +29,8 @@ class Field(Protocol[S]):
 
     def rational(self, value: Fraction) -> S: ...
     def power(self, base: S, exponent: Fraction) -> S: ...
-    def exp(self, value: S) -> S: ...
-    def log(self, value: S) -> S: ...
+    def exp(self, value: S, /) -> S: ...
+    def log(self, value: S, /) -> S: ...
     def maximum(self, entries: list[tuple[S, S]]) -> S: ...  # (entry, mask): among entries whose mask is not 0
     def function(self, name: str, arguments: list[S]) -> S: ...
 
@@ -112,6 +112,8 @@ class Entries(Generic[S]):
         if isinstance(expr, (Index, sp.KroneckerDelta)):
             read = self._position(expr)
             return lambda env: self.field.rational(Fraction(read(env)))
+        if isinstance(expr, sp.Float):
+            raise Unreadable(f"{float(expr):g} is a decimal: write it as a Rational, which is exact")
         if isinstance(expr, sp.Function) and not isinstance(expr, Kept) and expr.args:
             name, arguments = type(expr).__name__, [self._compile(argument) for argument in expr.args]
             return lambda env: self.field.function(name, [argument(env) for argument in arguments])
@@ -149,12 +151,11 @@ class Entries(Generic[S]):
         return add if isinstance(expr, sp.Add) else multiply
 
     def _compile_power(self, expr: sp.Pow) -> Callable[[Environment], S]:
-        base, exponent = self._compile(expr.base), expr.exp
-        if not exponent.is_Rational:  # a dimension in the exponent has a value here
-            exponent = exponent.xreplace({d: sp.Integer(d.size(self.sizes)) for d in exponent.free_symbols if isinstance(d, Dim)})
-            if not exponent.is_Rational:
-                raise Unreadable(f"the exponent of {expr} is not a rational number")
-        number = Fraction(int(exponent.p), int(exponent.q))  # pyright: ignore[reportAttributeAccessIssue]
+        dims = [symbol for symbol in expr.exp.free_symbols if isinstance(symbol, Dim)]
+        exponent = expr.exp.xreplace({dim: sp.Integer(dim.size(self.sizes)) for dim in dims})
+        if not isinstance(exponent, sp.Rational):
+            raise Unreadable(f"the exponent of {expr} is not a rational number")
+        base, number = self._compile(expr.base), Fraction(int(exponent.p), int(exponent.q))
         if number.denominator > 1:
             self._needs(expr.base, "> 0")
         elif number < 0:
@@ -218,7 +219,7 @@ class Entries(Generic[S]):
             return lambda env: _product(part(env) for part in parts)
         raise Unreadable(f"{expr} stands as an index, but it is not an integer")
 
-    def _needs(self, expr: sp.Expr, kind: str) -> None:
+    def _needs(self, expr: Any, kind: str) -> None:
         if expr.free_symbols - {symbol for symbol in expr.free_symbols if isinstance(symbol, Dim)}:
             self.conditions[expr, kind] = None
 

@@ -46,7 +46,7 @@ class Generator:
     text: str = ""
     of: Polynomial = None
     monomial: Monomial = ()
-    unit: fmpq | None = None
+    unit: Any = None  # fmpq
     finer: tuple[int, int] | None = None
     nonnegative: bool = False
 
@@ -399,9 +399,8 @@ def _at(p: Polynomial, values: list[int]) -> int:
     return total % PRIME
 
 
-def _common_unit(unit: fmpq | None, coefficient: fmpq) -> fmpq:
+def _common_unit(unit: fmpq, coefficient: fmpq) -> fmpq:
     """The largest rational of which both are integer multiples."""
-    assert unit is not None
     numerator = gcd(int(unit.p) * int(coefficient.q), int(coefficient.p) * int(unit.q))
     return fmpq(numerator, int(unit.q) * int(coefficient.q))
 

@@ -1,7 +1,7 @@
-"""What has to be proved for a law: its statement with its hypotheses built in, and that the constructions satisfy them.
+"""What has to be proved for a law: its statement with its hypotheses built in, and that what is built satisfies them.
 
-A hypothesis `assume(Eq(…), by={K: construction})` is used by putting the construction in place of K. What is proved then
-holds for every input that the construction yields; that it yields every input of interest is for its author to see.
+A hypothesis `assume(Eq(…), by={K: construction})` is used by putting the construction in place of K. What is proved
+then holds for every input that the construction yields; that it yields every input of interest is for its author to see.
 A hypothesis `assume(Le(…))` is used through its slack, a tensor that is ≥ 0 by assumption; nothing is replaced for it.
 """
 
@@ -26,7 +26,7 @@ class Obligation:
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """A law as it is proved: its sides over the constructed inputs, the equation it rests on, checks, assumed slacks."""
+    """A law as it is proved: its sides over the constructed inputs, the equation that it rests on, checks, slacks."""
 
     left: Tensor
     right: Tensor

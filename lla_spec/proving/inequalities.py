@@ -37,7 +37,7 @@ def _tensor_refusal(tensor: Tensor, assumed: Collection[Tensor]) -> str:
 
 
 def _refusal(expr: sp.Basic, assumed: Collection[Tensor]) -> str:
-    """Why `expr` is not seen to be ≥ 0. A denominator that is ≥ 0 is > 0, by the recorded condition that it is not 0."""
+    """Why `expr` is not seen to be ≥ 0. A denominator that is ≥ 0 is > 0: that it is not 0 is a recorded condition."""
     if isinstance(expr, sp.Rational):
         return "" if expr >= 0 else f"{expr} is negative"
     if isinstance(expr, (Dim, sp.exp, sp.Abs, sp.KroneckerDelta)) or expr is sp.E:

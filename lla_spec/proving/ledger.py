@@ -25,7 +25,15 @@ from typing import Any
 
 from lla_spec.language import Law, registry
 from lla_spec.proving import listed_shapes
-from lla_spec.proving.conditions import Condition, Point, differ, failing_condition, random_point, readable
+from lla_spec.proving.conditions import (
+    Condition,
+    Point,
+    differ,
+    failing_condition,
+    is_strictly_less,
+    random_point,
+    readable,
+)
 from lla_spec.proving.counterexamples import counterexample
 from lla_spec.proving.entries import Unreadable
 from lla_spec.proving.hypotheses import Claim, Obligation, claim, constructed
@@ -110,7 +118,7 @@ def prove_law(law: Law) -> LedgerEntry:
     entry = LedgerEntry(law.id, TESTED, corollary_of=law.corollary_of)
     try:
         _Proof(law, entry).run()
-    except Unreadable as error:
+    except Unreadable as error:  # balls cannot evaluate it, so its conditions cannot be checked
         entry.message = str(error)
     entry.seconds = round(time.perf_counter() - started, 3)
     return entry
@@ -133,11 +141,15 @@ class _Proof:
         points = [self._points(conditions, sizes) for sizes in self.shapes]
         if self._refuted([point for found in points for point in found]):
             return
-        proofs = [f"balls confirm the conditions at no point of {s}" for s, p in zip(self.shapes, points, strict=True) if not p]
-        why = [*proofs, *self._refusals(listed, everywhere)]
+        blocks = [
+            f"balls confirm the conditions at no point of {_shape(sizes)}"
+            for sizes, found in zip(self.shapes, points, strict=True)
+            if not found
+        ]
         certificate = why_not_nonnegative(self.law)
-        self.entry.residual = "; ".join([*why, *([certificate] if certificate else [])])
-        self._decide(listed, everywhere, bool(proofs or certificate), points)
+        blocks += [f"certificate: {certificate}"] if certificate else []
+        self.entry.residual = "; ".join([*blocks, *self._refusals(listed, everywhere)])
+        self._decide(listed, everywhere, bool(blocks), points)
         if self.entry.status in (ALL_DIMENSIONS, LISTED_SHAPES):
             self._bite(points[-1])
 
@@ -197,8 +209,7 @@ class _Proof:
     def _strict(self, points: Sequence[Point]) -> bool:
         """Whether left < right certainly holds in every entry: then balls certify the inequality at these points."""
         left, right = constructed(self.law)
-        reversed_relation = [list(_strictly_less(left, right, point)) for point in points]
-        return all(all(found) for found in reversed_relation)
+        return all(is_strictly_less(left, right, point) for point in points)
 
     def _bite(self, points: Sequence[Point]) -> None:
         sizes = self.shapes[-1]
@@ -208,16 +219,6 @@ class _Proof:
         if not found.bite:
             self.entry.status = TESTED
             self.entry.message = f"its proof has no teeth: {found}"
-
-
-def _strictly_less(left: Tensor, right: Tensor, point: Point) -> Iterable[bool]:
-    from lla_spec.proving.ball_field import precision
-    from lla_spec.proving.entries import positions
-
-    with precision():
-        entries = point.entries()
-        for where in positions(left, point.sizes):
-            yield bool(entries.at(left, where) < entries.at(right, where))
 
 
 def _merged(outcomes: Iterable[Outcome]) -> list[Condition]:

@@ -1,4 +1,4 @@
-"""Teeth: a law is worth its mutants. Each is the law slightly changed; each that is false must be refused by both engines.
+"""Teeth: a law is worth its mutants. Each is the law slightly changed; both engines must refuse those that are false.
 
 A mutant is false where balls tell its sides apart at a point that meets the law's conditions. One that balls do not
 refute is set aside and counted: row sums survive softmax(2x), and a hypothesis may be idle.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import sympy as sp
 
@@ -111,10 +112,10 @@ def changed_coefficients(side: Tensor) -> Iterator[tuple[str, Tensor]]:
                 yield f"{definition.name}: {name}", Rewriter(bodies={definition: body})(side)
 
 
-def _changes(expr: sp.Basic) -> Iterator[tuple[str, sp.Expr]]:
+def _changes(expr: Any) -> Iterator[tuple[str, Any]]:
     """`expr` with a sum or a term doubled, a power squared, an exponential's argument doubled, or a scalar dropped."""
     if isinstance(expr, sp.Sum):
-        yield "sum doubled", 2 * expr
+        yield "sum doubled", sp.Mul(2, expr)
     if isinstance(expr, sp.Pow):
         yield f"exponent {expr.exp} doubled", sp.Pow(expr.base, 2 * expr.exp)
     if isinstance(expr, sp.exp):
@@ -123,10 +124,14 @@ def _changes(expr: sp.Basic) -> Iterator[tuple[str, sp.Expr]]:
         if isinstance(expr, sp.Add):
             yield f"term {position + 1} doubled", expr + part
         if isinstance(expr, sp.Mul) and isinstance(part, (Label, Dim)):
-            yield f"{part} dropped", expr.func(*(p for p in expr.args if p is not part))
+            yield f"{part} dropped", _rebuilt(expr, *(p for p in expr.args if p is not part))
     if isinstance(expr, sp.Sum):
-        yield from ((name, expr.func(inner, *expr.limits)) for name, inner in _changes(expr.function))
+        yield from ((name, _rebuilt(expr, inner, *expr.limits)) for name, inner in _changes(expr.function))
     elif isinstance(expr, (sp.Add, sp.Mul, sp.Pow, sp.exp, sp.log)):
         for position, part in enumerate(expr.args):
             for name, inner in _changes(part):
-                yield name, expr.func(*expr.args[:position], inner, *expr.args[position + 1 :])
+                yield name, _rebuilt(expr, *expr.args[:position], inner, *expr.args[position + 1 :])
+
+
+def _rebuilt(expr: Any, *args: Any) -> Any:
+    return expr.func(*args)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.edges import ratios
-from lla_spec.evaluating.knobs import float32_without_maximum, sums_rounded_to_io
+from lla_spec.evaluating.knobs import float32_without_maximum, sums_in_io
 from lla_spec.language import Formula
 from lla_spec.symbols import Dim
 from lla_spec.testing.inputs import Arguments, arguments_of, build
@@ -197,10 +197,11 @@ def _rounding_knobs(formula: Formula, found: Judgement, arguments: Arguments, co
     given = {name: as_numpy(value) for name, value in arguments.items()}
     vjp = found.case.law == "vjp"
     if contract.io != contract.acc:
-        yield Knob(
-            f"sums are rounded to {contract.io.name} on their way",
-            lambda: _as_truth(sums_rounded_to_io(formula.name, given, contract, vjp=vjp)),
-        )
+        for each, words in ((False, "are rounded to {} on their way"), (True, "are accumulated in {}")):
+            yield Knob(
+                f"sums {words.format(contract.io.name)}",
+                lambda each=each: _as_truth(sums_in_io(formula.name, given, contract, vjp=vjp, each=each)),
+            )
     yield Knob(
         "the maximum is not subtracted before exp: the exponentials over- or underflow",
         lambda: _as_truth(float32_without_maximum(formula.name, given, contract, vjp=vjp)),

@@ -8,11 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from lla_spec.evaluating.contracts import Contract
-from lla_spec.language import Formula
-from lla_spec.language import Law
+from lla_spec.language import Formula, Law
 from lla_spec.printing import plain
 from lla_spec.testing.cases import Case
-from lla_spec.testing.inputs import build
 from lla_spec.testing.judge import Judgement, as_numpy
 from lla_spec.testing.targets import Target
 from lla_spec.testing.verdicts import Result
@@ -34,10 +32,10 @@ def describe(
     row = result.row
     head = f"FAIL {row.op} / {row.law}"
     title = f"{target.name} {target.version}".strip()
-    lines = [f"{head:<36}target {title}   {row.device}   {row.dtype}"]
+    lines = [f"{head:<36}  target {title}   {row.device}   {row.dtype}"]
     lines += [_line("formula", f"{_formula_text(statement)}    {statement.source}")]
     lines += [_line("case", found.case.short() + _shrunk(found.case, original))]
-    lines += [_line("tensors" if i == 0 else "", text) for i, text in enumerate(_tensors(statement, found))]
+    lines += [_line("tensors" if i == 0 else "", text) for i, text in enumerate(_tensors(found))]
     if found.worst is not None and found.kind in ("bound", "law", "tight"):
         lines += [_line("worst", _worst(found))]
         lines += [_line("pattern", text) for text in _pattern(found, contract)]
@@ -69,12 +67,9 @@ def _shrunk(case: Case, original: Case) -> str:
     return f"      shrunk from {sizes}"
 
 
-def _tensors(statement: Formula | Law, found: Judgement) -> Iterator[str]:
+def _tensors(found: Judgement) -> Iterator[str]:
     """The inputs, and what was computed, while they are small enough to read."""
-    named: list[tuple[str, object]] = []
-    if isinstance(statement, Formula):
-        named += list(build(statement, found.case).arguments.items())
-    named += [(f"computed d{k}" if k else "computed", v) for k, v in found.outputs.items()]
+    named = [*found.inputs.items(), *((f"computed d{k}" if k else "computed", v) for k, v in found.outputs.items())]
     tensors = [(name, value) for name, value in named if isinstance(value, Tensor)]
     if sum(value.numel() for _, value in tensors) > SHOWN * 2 or any(v.numel() > SHOWN for _, v in tensors):
         return

@@ -54,7 +54,9 @@ class Judgement:
     hazard: bool = False
     reported: str = ""  # something seen and not judged, such as NaN that leaks where no policy forbids it
     unimplemented: bool = False
+    called: str = ""  # for a law: the call that failed, "attention:definition"
     digest: str = ""
+    inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
     outputs: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -93,7 +95,7 @@ def judge(target: Target, formula: Formula, case: Case, contract: Contract, *, t
     alignment = target.policy(formula.name, "causal_alignment") or "bottom_right"
     inputs = build(formula, case)
     truth = truth_of(formula, inputs.arguments, contract, vjp=vjp, alignment=alignment)
-    found = Judgement(case, digest=inputs.digest)
+    found = Judgement(case, digest=inputs.digest, inputs=inputs.arguments)
     try:
         outputs = answer(target, formula, case, inputs.arguments)
     except Misbehaved as error:
@@ -106,7 +108,7 @@ def judge(target: Target, formula: Formula, case: Case, contract: Contract, *, t
         found,
         worst=worst,
         evidence=rejects_fakes(inputs.arguments, outputs, truth, contract),
-        hazard=any(hazards(b, contract.io).any() for b in truth.values()),
+        hazard=any(hazards(b).any() for b in truth.values()),
         reported=reported,
         outputs=outputs,
     )

@@ -22,7 +22,7 @@ from lla_spec.evaluating.contracts import Contract, contract
 from lla_spec.evaluating.edges import hazards, ratios
 from lla_spec.evaluating.plan import Plan
 from lla_spec.evaluating.rounding import Rounding
-from lla_spec.language import Call, Formula, Law
+from lla_spec.language import Call, Formula, Law, calls
 from lla_spec.symbols import Tensor, dependencies, inputs
 from lla_spec.testing.bits import Bits
 from lla_spec.testing.calling import Misbehaved
@@ -53,7 +53,7 @@ class Visible:
 def judge_law(target: Target, law: Law, case: Case, contract_of: ContractOf) -> Judgement:
     """`target` on one case of an identity or theorem."""
     run = _Run(target, law, case, contract_of)
-    found = Judgement(case, digest=run.digest)
+    found = Judgement(case, digest=run.digest, inputs=run.drawn)
     visible = visible_calls(law, target)
     if not visible:
         return replace(found, unimplemented=True)
@@ -64,7 +64,9 @@ def judge_law(target: Target, law: Law, case: Case, contract_of: ContractOf) -> 
         return replace(found, kind=error.kind, message=str(error))
     found = replace(found, worst=run.worst, evidence=run.evidence, hazard=run.hazard, outputs=run.outputs)
     if run.worst is not None and not (run.worst.ratio <= 1):
-        return replace(found, kind="bound", message=f"in the call {run.worst_call}")
+        assert run.worst_call is not None
+        called = f"{run.worst_call.operation.name}:{'vjp' if run.worst_call.gradient else 'definition'}"
+        return replace(found, kind="bound", message=f"in the call {run.worst_call.name}", called=called)
     if not run.exact or run.nested:
         return found
     worst = run.sides()
@@ -101,9 +103,15 @@ def _visible(tensor: Tensor, target: Target) -> Visible | None:
         argument, role = tensor.call.arguments[name], parameter.role
         if argument is None or role is None:
             continue
-        if not role.argument or (role.kind == "mask" and not _boolean(argument)):
+        hidden = not role.argument and not _at_default(argument)
+        if hidden or (role.argument and role.kind == "mask" and not _boolean(argument)):
             return None  # the torch signature cannot say this: the specification evaluates the call
     return Visible(tensor, formula, gradient)
+
+
+def _at_default(argument: Tensor | sp.Expr) -> bool:
+    """An input that no torch signature has (softmax's mask): on a target it stands at its default."""
+    return isinstance(argument, Tensor) and argument.role is not None and not argument.role.argument
 
 
 def _boolean(argument: Tensor | sp.Expr) -> bool:
@@ -125,16 +133,17 @@ class _Run:
         self.asked: list[Visible] = []
         self.exact, self.nested, self.evidence, self.hazard = True, False, False, False
         self.worst: Worst | None = None
-        self.worst_call = ""
+        self.worst_call: Visible | None = None
         self._draw()
-        self.digest = digest({t.name: torch.from_numpy(np.array(b.value)) for t, b in self.values.items()})
+        self.drawn = {t.name: torch.from_numpy(np.array(b.value)) for t, b in self.values.items()}
+        self.digest = digest(dict(self.drawn))
 
     def _draw(self) -> None:
         """The free inputs from the grid, then the constrained ones by their constructions."""
         constructions = {old: new for h in self.law.hypotheses for old, new in h.by.items()}
         free: dict[Tensor, None] = {}
         for tensor in (self.law.left, self.law.right, *constructions.values()):
-            free.update((t, None) for t in inputs(tensor) if t not in constructions)
+            free.update((t, None) for t in _free(tensor) if t not in constructions)
         for tensor in free:
             self.values[tensor] = _sure(draw(tensor, self.case, self.sizes))
         for constrained, construction in constructions.items():
@@ -146,7 +155,8 @@ class _Run:
         if made in self.values:
             return self.values[made]
         plan = _plan(made, tuple(self.values))
-        given = {_key(t): value for t, value in self.values.items() if _key(t) in {i.name for i in plan.inputs}}
+        wanted = {entry.name for entry in plan.inputs}
+        given = {_key(t): value for t, value in self.values.items() if _key(t) in wanted}
         found = plan.run(Rounding(_GLUE), given, self.sizes)["out"]
         return Bounded(found.value, found.deviation)
 
@@ -167,9 +177,9 @@ class _Run:
         output, bounded = outputs[key], truth[key]
         worst = worst_entry({key: output}, {key: bounded}, declared)
         if worst is not None and (self.worst is None or not (worst.ratio <= self.worst.ratio)):
-            self.worst, self.worst_call = worst, call.name
+            self.worst, self.worst_call = worst, call
         self.evidence |= bool((ratios(np.zeros(bounded.value.shape), bounded, declared.io) > 1).any())
-        self.hazard |= bool(hazards(bounded, declared.io).any())
+        self.hazard |= bool(hazards(bounded).any())
         self.nested |= any(_feeds(other.tensor, call.tensor) for other in self.asked)
         self.asked.append(call)
         self.outputs[key] = output
@@ -240,6 +250,15 @@ class _Run:
         return Worst("", index, float(left.value[where]), float(right.value[where]), float(allowed[where]), float(ratio[where]))
 
 
+def _free(tensor: Tensor) -> list[Tensor]:
+    """The inputs that a tensor rests on, those included that a call takes and its result does not depend on."""
+    found = dict.fromkeys(inputs(tensor))
+    for call in calls(tensor):
+        for argument in call.tensors():
+            found.update(dict.fromkeys(_free(argument)))
+    return list(found)
+
+
 def _sure(value: np.ndarray) -> Bounded:
     return Bounded(np.asarray(value, dtype=np.float64), np.zeros(np.shape(value)))
 
@@ -266,6 +285,8 @@ def draw(tensor: Tensor, case: Case, sizes: Mapping[str, int]) -> np.ndarray:
     kind = tensor.role.kind if tensor.role else "real"
     if tensor.permutation:
         return bits.permutation(shape[0])
+    if tensor.role is not None and not tensor.role.argument and tensor.role.default is not None:
+        return np.full(shape, float(tensor.role.default))
     if kind == "mask":
         keep = bits.integers(0, 3, shape) > 0
         np.put_along_axis(keep, bits.integers(0, shape[-1], (*shape[:-1], 1)), True, -1)

@@ -34,7 +34,8 @@ def accuracy_table(results: Sequence[Result], title: str) -> Table:
         row = result.row
         lines.setdefault((row.op, row.law), {})[row.device, row.dtype] = result
     before = ""
-    for (op, law), cells in lines.items():
+    ops = list(dict.fromkeys(op for op, _ in lines))
+    for (op, law), cells in sorted(lines.items(), key=lambda line: ops.index(line[0][0])):
         if op != before and before:
             table.add_section()
         shown = [_cell(cells.get((device, dtype))) for device in devices for dtype in dtypes]

@@ -1,7 +1,7 @@
 """False statements, each one slip away from a law: both engines must refuse them.
 
-Each is refuted by numbers, at the smallest shape where it is false: `SHAPE` and the two values of one entry are written
-beside it, and the test computes them again. (Scale 1/d is right at d = 1, so its shape has d = 2.)
+Each is refuted by numbers at the smallest shape where it is false: the shape and both values of one entry stand beside
+it, and the test computes them again. (Scale 1/d is right at d = 1, so its shape has d = 2.)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lla_spec.calculus import vjp
 from lla_spec.formulas import attention as A
 from lla_spec.formulas import linear as Lin
 from lla_spec.formulas import softmax as S
-from lla_spec.language import Eq, Law, Relation, _sides
+from lla_spec.language import Eq, Law, Relation
 from lla_spec.symbols import (
     Max,
     Sum,
@@ -29,6 +29,7 @@ from lla_spec.symbols import (
     sqrt,
     tensor,
 )
+from tests.engine.declaring import law_of
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,7 @@ class FalseStatement:
     numbers: str
 
     def law(self) -> Law:
-        relation = self.build()
-        left, right = _sides(relation)
-        return Law(self.name, "false", "identity", left, right, relation.kind, (), None, None, None, None, "", "")
+        return law_of(self.build(), self.name)
 
 
 FALSE: list[FalseStatement] = []
@@ -59,7 +58,7 @@ def false(numbers: str, **shape: int) -> Callable[[Callable[[], Relation]], Call
     return declare
 
 
-x, M, i, j, l = S.x, S.M, S.i, S.j, S.l  # noqa: E741
+x, M, i, j, l = S.x, S.M, S.i, S.j, S.l
 P, dP = S.softmax(S.x), tensor("dP", S.i, S.j)
 
 
@@ -315,7 +314,7 @@ def gradient_weight_is_a_mean():
     return Eq(vjp(Lin.linear(Lin.X, Lin.W, Lin.b), Lin.W, dY), define("dW", (Lin.c, Lin.k), mean))
 
 
-@false("left[0] = 1, right[0] = 0.5", e=1, n=2)
+@false("left[0] = 1, right[0] = 0.5", d=1, e=1, n=2)
 def gradient_bias_is_a_mean():
     dY = tensor("dY", Lin.i, Lin.c)
     mean = Sum(dY[Lin.i, Lin.c], Lin.i) / Lin.n
