@@ -83,6 +83,7 @@ class Prepared:
     sizes: dict[str, int]  # of the dimensions, by name
     lead: tuple[int, ...]  # the batch axes in front of a result, before those that an argument lacks are summed
     rows: Index | None
+    masks: dict[str, Array]  # the masks as they were given, before empty rows were filled
     empty: tuple[tuple[Index, ...], Array] | None  # where a mask keeps nothing: its axes, and (batch, axes) booleans
 
     def run(self, domain: Domain, inputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -137,6 +138,7 @@ class _Reader:
         self.inputs: dict[str, Any] = {}
         self.sizes: dict[str, int] = {}
         self.leads: dict[str, tuple[int, ...]] = {}
+        self.masks: dict[str, Array] = {}
         self.empty: tuple[tuple[Index, ...], Array] | None = None
 
     def prepared(self) -> Prepared:
@@ -157,7 +159,7 @@ class _Reader:
         axes = {name: tensor.axes for name, tensor in results.items()}
         rows = self.formula.rows
         sizes = self.sizes if rows is None else {**self.sizes, rows.dim.name: math.prod(lead)}
-        return Prepared(plan, self.inputs, axes, shapes, sizes, lead, self.formula.rows, self.empty)
+        return Prepared(plan, self.inputs, axes, shapes, sizes, lead, rows, self.masks, self.empty)
 
     def _check_names(self) -> None:
         known = set(signature(self.formula, vjp=self.vjp).parameters)
@@ -254,6 +256,7 @@ class _Reader:
             self.leads[argument] = lead
         if causal:
             keep = keep & self._lower_triangle(*shape[-2:])
+        self.masks[name] = keep
         empty = ~keep.any(axis=-1)
         if empty.any():
             keep = keep | empty[..., None]

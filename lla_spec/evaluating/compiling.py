@@ -115,9 +115,7 @@ class _Compiler:
         """The register with its axes in the order of `axes`, of length 1 where it has none of that name."""
         if value.axes == tuple(axes):
             return value.register
-        order = tuple(value.axes.index(axis) for axis in axes if axis in value.axes)
-        present = tuple(axis in value.axes for axis in axes)
-        return self.move(layout.Align(order, present), value.register)
+        return self.move(_alignment(value, axes), value.register)
 
     def spread(self, value: Value, axes: Sequence[Index]) -> int:
         """The register with every one of `axes` at its full length."""
@@ -211,8 +209,9 @@ class _Compiler:
             out.update({} if isinstance(part, int) else dict.fromkeys(part.axes))
         final = tuple(out)
         fixed = tuple(part if isinstance(part, int) else None for part in parts)
-        others = [self.align(part, final) for part in parts if isinstance(part, Value)]
-        gathered = self.emit("gather", [value.register, *others], layout.gather(fixed), fixed)
+        indexed = [part for part in parts if isinstance(part, Value)]
+        others, alignments = [part.register for part in indexed], tuple(_alignment(part, final) for part in indexed)
+        gathered = self.emit("gather", [value.register, *others], layout.gather(fixed, alignments), fixed, alignments)
         return Value(gathered, final, mask=value.mask)
 
     def position(self, index: sp.Expr) -> Value:
@@ -405,3 +404,9 @@ class _Compiler:
 
     def move_if(self, flatten: layout.Flatten, register: int) -> int:
         return register if flatten.groups == (1, 1) else self.move(flatten, register)
+
+
+def _alignment(value: Value, axes: Sequence[Index]) -> layout.Align:
+    """How a value's axes come to stand in the order of `axes`."""
+    order = tuple(value.axes.index(axis) for axis in axes if axis in value.axes)
+    return layout.Align(order, tuple(axis in value.axes for axis in axes))

@@ -90,11 +90,14 @@ class Unflatten:
         return array.reshape(*array.shape[:-2], *(dim.size(sizes) for dim in (*self.left, *self.right)))
 
 
-def gather(fixed: tuple[int | None, ...]) -> Callable[..., Any]:
-    """The step that reads an array at index arrays: one per last axis, or the number that stands in `fixed`."""
+def gather(fixed: tuple[int | None, ...], alignments: tuple[Align, ...]) -> Callable[..., Any]:
+    """The step that reads an array at index arrays: one per last axis, or the number that stands in `fixed`.
+
+    Index arrays are plain integers in every domain, so they are aligned here and not by the domain.
+    """
 
     def run(domain: Any, sizes: Sizes, value: Any, *positions: np.ndarray) -> Any:
-        given = iter(positions)
+        given = iter([align(sizes, position) for align, position in zip(alignments, positions, strict=True)])
         where = tuple(next(given) if number is None else number for number in fixed)
         return domain.move(lambda array: array[(..., *where)], value)
 

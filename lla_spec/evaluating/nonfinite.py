@@ -48,8 +48,8 @@ def special(prepared: Prepared) -> Special | None:
 
     def reached(test: Callable[[str, Array], Array]) -> dict[str, Array]:
         marks = {name: test(name, array) for name, array in reals.items()}
-        masks = {e.name: prepared.inputs[e.name] for e in prepared.plan.inputs if e.name not in reals}
-        found = prepared.run(Dependence(), {**masks, **marks})
+        others = {e.name: prepared.inputs[e.name] for e in prepared.plan.inputs if e.name not in reals}
+        found = prepared.run(Dependence(), {**others, **prepared.masks, **marks})
         return {name: _outside_empty(prepared, name, reach.marked) for name, reach in found.items()}
 
     plan_logits = prepared.plan.logits

@@ -196,7 +196,7 @@ class ExactField:
     def log(self, p: Polynomial) -> Polynomial:
         """log p. Factors that are seen to be ≥ 0 come out, since then the rest is positive with p."""
         p = self._canonical(p)
-        constant, factors = (self.zero, []) if p.is_zero() else p.factor()
+        constant, factors = (fmpq(0), []) if p.is_zero() else p.factor()
         if constant == 0 or (constant < 0 and not factors):
             raise Undefined("a logarithm of what is not positive")
         out, rest = self._log_of_constant(abs(constant)), []

@@ -1,7 +1,7 @@
 """What has to be proved for a law: its statement with its hypotheses built in, and that what is built satisfies them.
 
 A hypothesis `assume(Eq(…), by={K: construction})` is used by putting the construction in place of K. What is proved
-then holds for every input that the construction yields; that it yields every input of interest is for its author to see.
+then holds for every input that the construction yields; that it yields all that matter is for its author to see.
 A hypothesis `assume(Le(…))` is used through its slack, a tensor that is ≥ 0 by assumption; nothing is replaced for it.
 """
 
@@ -75,4 +75,3 @@ def constructed(law: Law, dropped: Hypothesis | None = None) -> tuple[Tensor, Te
     """Both sides over inputs that satisfy every hypothesis, inequalities too: what numbers are put into."""
     build = Rewriter({old: new for h in law.hypotheses if h is not dropped for old, new in h.by.items()})
     return build(law.left), build(law.right)
-

@@ -115,7 +115,7 @@ def changed_coefficients(side: Tensor) -> Iterator[tuple[str, Tensor]]:
 def _changes(expr: Any) -> Iterator[tuple[str, Any]]:
     """`expr` with a sum or a term doubled, a power squared, an exponential's argument doubled, or a scalar dropped."""
     if isinstance(expr, sp.Sum):
-        yield "sum doubled", sp.Mul(2, expr)
+        yield "sum doubled", sp.Add(expr, expr)
     if isinstance(expr, sp.Pow):
         yield f"exponent {expr.exp} doubled", sp.Pow(expr.base, 2 * expr.exp)
     if isinstance(expr, sp.exp):

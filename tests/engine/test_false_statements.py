@@ -10,6 +10,7 @@ from lla_spec.proving.counterexamples import Counterexample, counterexample
 from lla_spec.symbols import Tensor, order
 from tests.engine.false_statements import FALSE, FalseStatement
 
+
 def _sympy_evaluates(statement: FalseStatement) -> bool:
     """sympy evaluates sums and functions; concatenations and permutations are ours."""
     law = statement.law()
@@ -37,7 +38,7 @@ def test_numbers_refute_it(statement: FalseStatement):
     assert str(found.difference) == statement.numbers
 
 
-@pytest.mark.parametrize("statement", filter(_sympy_evaluates, FALSE), ids=lambda statement: statement.name)
+@pytest.mark.parametrize("statement", list(filter(_sympy_evaluates, FALSE)), ids=lambda statement: statement.name)
 def test_sympy_agrees_with_the_numbers(statement: FalseStatement):
     """sympy's own sums, at the same point, in 30 digits: the balls' evaluator is not trusted alone."""
     law = statement.law()

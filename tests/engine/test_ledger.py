@@ -161,7 +161,7 @@ def test_a_decimal_is_refused_with_the_way_out(page):
 
     entry = prove_law(half)
     assert entry.status == "tested"
-    assert "0.5 is a decimal: write it as a Rational" in entry.message
+    assert "0.5 is a decimal: write it as a Rational" in entry.residual
 
 
 def test_a_law_whose_conditions_never_hold_is_not_proved(page):

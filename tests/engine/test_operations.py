@@ -1,0 +1,262 @@
+"""Torch-style arguments to the declaration and back: signatures, rows, batches, masks, empty rows, NaN and infinity."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from lla_spec.evaluating.arguments import ArgumentError, operation, prepare, signature
+from lla_spec.evaluating.contracts import contract
+from lla_spec.evaluating.operations import bound, generic_bound, oracle
+
+SIGNATURES = {
+    "linear": "(x, weight, bias=None)",
+    "matmul": "(a, b)",
+    "softmax": "(x)",
+    "log_softmax": "(x)",
+    "logsumexp": "(x)",
+    "weighted_average": "(weights, v)",
+    "attention": "(q, k, v, mask=None, *, is_causal=False, scale=None)",
+}
+BACKWARD = {
+    "linear": "(x, weight, bias=None, *, grad_output)",
+    "matmul": "(a, b, *, grad_output)",
+    "softmax": "(x, *, grad_output)",
+    "log_softmax": "(x, *, grad_output)",
+    "logsumexp": "(x, *, grad_output)",
+    "weighted_average": "(weights, v, *, grad_output)",
+    "attention": "(q, k, v, mask=None, *, grad_output, is_causal=False, scale=None)",
+}
+rng = np.random.default_rng(0)
+F32 = contract("strict", "fp32")
+
+
+def normal(*shape: int) -> np.ndarray:
+    return rng.normal(size=shape)
+
+
+Q, K, V, G = normal(2, 4, 3), normal(2, 5, 3), normal(2, 5, 6), normal(2, 4, 6)
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_the_signature_is_read_off_the_declaration(name: str) -> None:
+    assert str(signature(operation(name))) == SIGNATURES[name]
+    assert str(signature(operation(name), vjp=True)) == BACKWARD[name]
+
+
+def torch_of(arguments: dict[str, Any], leaves: bool) -> dict[str, Any]:
+    return {
+        key: torch.from_numpy(value).requires_grad_(leaves and value.dtype != bool) if isinstance(value, np.ndarray) else value
+        for key, value in arguments.items()
+    }
+
+
+TORCH = {
+    "softmax": lambda x: torch.softmax(x, -1),
+    "log_softmax": lambda x: torch.log_softmax(x, -1),
+    "logsumexp": lambda x: torch.logsumexp(x, -1),
+    "linear": lambda x, weight, bias=None: torch.nn.functional.linear(x, weight, bias),
+    "matmul": lambda a, b: a @ b,
+    "weighted_average": lambda weights, v: weights @ v,
+    "attention": lambda q, k, v, mask=None, is_causal=False, scale=None: scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale
+    ),
+}
+KEEP = rng.random((2, 4, 5)) < 0.6
+KEEP[..., 0] = True
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("softmax", {"x": normal(2, 3, 7)}),
+    ("softmax", {"x": normal(7)}),
+    ("log_softmax", {"x": normal(2, 3, 7)}),
+    ("logsumexp", {"x": normal(2, 3, 7)}),
+    ("logsumexp", {"x": normal(7)}),
+    ("linear", {"x": normal(2, 3, 5), "weight": normal(4, 5), "bias": normal(4)}),
+    ("linear", {"x": normal(5), "weight": normal(4, 5)}),
+    ("matmul", {"a": normal(2, 3, 5), "b": normal(2, 5, 4)}),
+    ("matmul", {"a": normal(2, 1, 3, 5), "b": normal(4, 5, 4)}),
+    ("weighted_average", {"weights": normal(3, 5), "v": normal(5, 4)}),
+    ("attention", {"q": Q, "k": K, "v": V}),
+    ("attention", {"q": Q, "k": K, "v": V, "mask": KEEP}),
+    ("attention", {"q": Q, "k": K, "v": V, "mask": KEEP[0, :1], "scale": -0.7}),
+    ("attention", {"q": Q, "k": K[:, :4], "v": V[:, :4], "is_causal": True}),
+    ("attention", {"q": Q, "k": K[:1], "v": V[1]}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), CASES, ids=lambda value: value if isinstance(value, str) else "")
+def test_the_oracle_agrees_with_torch_in_float64(name: str, arguments: dict[str, Any]) -> None:
+    given = torch_of(arguments, leaves=True)
+    out = TORCH[name](**given)
+    found = oracle(name, arguments)
+    assert found.shape == tuple(out.shape)
+    np.testing.assert_allclose(found, out.detach().numpy(), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(oracle(name, arguments, exact=True), found, rtol=1e-12, atol=1e-13)
+    grad_output = normal(*out.shape)
+    leaves = {key: value for key, value in given.items() if isinstance(value, torch.Tensor) and value.requires_grad}
+    gradients = torch.autograd.grad(out, list(leaves.values()), torch.from_numpy(np.asarray(grad_output)))
+    found = oracle(name, {**arguments, "grad_output": grad_output}, vjp=True)
+    assert list(found) == list(leaves)
+    for key, gradient in zip(leaves, gradients, strict=True):
+        assert found[key].shape == arguments[key].shape
+        np.testing.assert_allclose(found[key], gradient.numpy(), rtol=1e-11, atol=1e-12)
+
+
+def test_causal_is_aligned_at_the_bottom_right() -> None:
+    lower = np.tril(np.ones((4, 5), bool), 1)
+    causal = oracle("attention", {"q": Q, "k": K, "v": V, "is_causal": True})
+    np.testing.assert_array_equal(causal, oracle("attention", {"q": Q, "k": K, "v": V, "mask": lower}))
+    top = oracle("attention", {"q": Q, "k": K, "v": V, "is_causal": True}, causal_alignment="top_left")
+    np.testing.assert_array_equal(top, oracle("attention", {"q": Q, "k": K, "v": V, "mask": np.tril(np.ones((4, 5), bool))}))
+    both = oracle("attention", {"q": Q, "k": K, "v": V, "is_causal": True, "mask": KEEP})
+    np.testing.assert_array_equal(both, oracle("attention", {"q": Q, "k": K, "v": V, "mask": KEEP & lower}))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_row_without_keys_is_zero_and_sends_no_gradient(exact: bool) -> None:
+    keep = KEEP.copy()
+    keep[0, 1] = keep[1, 3] = False
+    arguments = {"q": Q, "k": K, "v": V, "mask": keep}
+    out = oracle("attention", arguments, exact=exact)
+    assert (out[0, 1] == 0).all() and (out[1, 3] == 0).all() and (out[0, 0] != 0).all()
+    gradients = oracle("attention", {**arguments, "grad_output": G}, vjp=True, exact=exact)
+    assert (gradients["q"][0, 1] == 0).all()
+    moved = {**arguments, "q": Q.copy()}
+    moved["q"][0, 1] = 1e3
+    other = oracle("attention", {**moved, "grad_output": G * np.where(keep.any(-1), 1.0, 99.0)[..., None]}, vjp=True, exact=exact)
+    for key in ("k", "v"):
+        np.testing.assert_array_equal(gradients[key], other[key])
+    judged = generic_bound("attention", arguments, F32)
+    assert (judged.error[0, 1] == 0).all() and (judged.value[0, 1] == 0).all() and np.isfinite(judged.error).all()
+
+
+def test_more_queries_than_keys_under_a_causal_mask_start_with_empty_rows() -> None:
+    out = oracle("attention", {"q": normal(5, 3), "k": normal(3, 3), "v": normal(3, 2), "is_causal": True})
+    assert (out[:2] == 0).all() and (out[2:] != 0).all()
+
+
+def test_a_live_nan_spreads_and_a_hidden_one_does_not() -> None:
+    keep = np.tril(np.ones((4, 5), bool))
+    clean = {"q": Q, "k": K, "v": V, "mask": keep, "grad_output": G}
+    for name, row in (("k", 3), ("v", 3), ("k", 4), ("v", 4)):
+        dirty = {**clean, name: clean[name].copy()}
+        dirty[name][0, row, 0] = np.nan
+        out = oracle("attention", {k: x for k, x in dirty.items() if k != "grad_output"})
+        expected = oracle("attention", {k: x for k, x in clean.items() if k != "grad_output"})
+        reached = np.zeros(out.shape, bool)
+        if row == 3:  # the last query alone sees key 3; key 4 is seen by none
+            reached[0, 3, slice(None) if name == "k" else 0] = True
+        np.testing.assert_array_equal(np.isnan(out), reached)
+        np.testing.assert_array_equal(out[~reached], expected[~reached])
+        gradients, whole = oracle("attention", dirty, vjp=True), oracle("attention", clean, vjp=True)
+        for key, gradient in gradients.items():
+            assert not np.isnan(gradient[1]).any()
+            if row == 4:
+                np.testing.assert_array_equal(gradient, whole[key])
+        if row == 3:
+            assert np.isnan(gradients["q"][0, 3]).all() and np.isfinite(gradients["q"][0, :3]).all()
+        judged = generic_bound("attention", {k: x for k, x in dirty.items() if k != "grad_output"}, F32)
+        assert (judged.error[reached] == 0).all() and np.isnan(judged.value[reached]).all()
+        assert np.isfinite(judged.error).all()
+
+
+def test_a_nan_times_zero_is_nan_where_no_mask_hides_it() -> None:
+    weights, v = np.array([[0.0, 1.0]]), np.array([[np.nan], [1.0]])
+    assert np.isnan(oracle("weighted_average", {"weights": weights, "v": v})).all()
+
+
+def test_nan_in_a_row_without_keys_reaches_nothing() -> None:
+    keep = np.ones((4, 5), bool)
+    keep[1] = False
+    dirty = Q.copy()
+    dirty[:, 1] = np.nan
+    arguments = {"q": dirty, "k": K, "v": V, "mask": keep}
+    np.testing.assert_array_equal(oracle("attention", arguments)[:, 1], 0.0)
+    for gradient in oracle("attention", {**arguments, "grad_output": G}, vjp=True).values():
+        assert np.isfinite(gradient).all()
+
+
+def test_a_logit_of_minus_infinity_is_a_weight_of_zero() -> None:
+    x = np.array([[0.0, -np.inf, 1.0], [2.0, 3.0, 4.0]])
+    judged = bound("softmax", {"x": x}, F32)
+    assert judged.value[0, 1] == 0 and judged.error[0, 1] == 0
+    assert np.isfinite(judged.error).all()
+    gradient = oracle("softmax", {"x": x, "grad_output": np.ones((2, 3))}, vjp=True)["x"]
+    assert np.isfinite(gradient).all() and gradient[0, 1] == 0
+    assert np.isfinite(oracle("logsumexp", {"x": x})).all()
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_what_depends_on_an_infinity_is_not_judged(value: float) -> None:
+    a, b = normal(3, 2), normal(2, 4)
+    a[1, 0] = value
+    judged = bound("matmul", {"a": a, "b": b}, F32)
+    assert np.isnan(judged.value[1]).all() and np.isinf(judged.error[1]).all()
+    assert np.isfinite(judged.value[[0, 2]]).all() and np.isfinite(judged.error[[0, 2]]).all()
+    x = normal(2, 3)
+    x[0, 0] = np.inf
+    judged = bound("softmax", {"x": x}, F32)
+    assert np.isinf(judged.error[0]).all() and np.isfinite(judged.error[1]).all()
+
+
+def test_the_exact_oracle_is_correctly_rounded() -> None:
+    a, b = np.array([[1.0, 2.0**-53, 2.0**-80]]), np.ones((3, 1))
+    assert oracle("matmul", {"a": a, "b": b}, exact=True) == 1 + 2.0**-52
+    third = oracle("softmax", {"x": np.zeros((1, 3))}, exact=True)
+    np.testing.assert_array_equal(third, np.full((1, 3), 1 / 3))
+
+
+BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("attention", {"q": Q, "k": K}, r"attention: v is missing"),
+    ("attention", {"q": Q, "k": K, "v": V, "mask": KEEP[..., :3]}, r"mask has shape \(2, 4, 3\), which does not broadcast"),
+    ("attention", {"q": Q, "k": normal(2, 5, 7), "v": V}, r"k has shape \(2, 5, 7\), 7 on axis -1, but d is already 3"),
+    ("attention", {"q": Q, "k": normal(3, 5, 3), "v": V}, r"the leading axes do not broadcast: q \(2,\), k \(3,\)"),
+    ("linear", {"x": normal(2, 3), "weight": normal(2, 4, 3)}, r"weight has shape \(2, 4, 3\) but takes no batch axes"),
+    ("softmax", {"x": np.float64(1.0)}, r"x has shape \(\) but needs at least 1 axes"),
+    ("softmax", {"x": normal(3), "dim": 0}, r"softmax: has no argument dim; it takes x"),
+    ("soft", {"x": normal(3)}, r"soft is no operation; there are softmax"),
+    ("safe_softmax", {"x": normal(3)}, r"safe_softmax is no operation"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "message"), BAD, ids=lambda value: value if isinstance(value, str) else "")
+def test_bad_arguments_are_named(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        oracle(name, arguments)
+
+
+def test_arguments_are_left_as_they_were() -> None:
+    arguments = {"q": Q.copy(), "k": K.copy(), "v": V.copy(), "mask": np.zeros((4, 5), bool), "grad_output": G.copy()}
+    oracle("attention", arguments, vjp=True)
+    for key, kept in {"q": Q, "k": K, "v": V, "grad_output": G}.items():
+        np.testing.assert_array_equal(arguments[key], kept)
+    assert not arguments["mask"].any()
+
+
+def test_no_rows_and_no_batches_are_legal() -> None:
+    assert oracle("softmax", {"x": np.zeros((0, 3))}).shape == (0, 3)
+    assert oracle("attention", {"q": np.zeros((2, 0, 3)), "k": K, "v": V}).shape == (2, 0, 6)
+    assert bound("linear", {"x": np.zeros((0, 3)), "weight": normal(4, 3)}, F32).error.shape == (0, 4)
+    gradients = oracle("linear", {"x": np.zeros((0, 3)), "weight": normal(4, 3), "grad_output": np.zeros((0, 4))}, vjp=True)
+    np.testing.assert_array_equal(gradients["weight"], np.zeros((4, 3)))
+
+
+def test_small_evaluations_are_quick_enough_for_hypothesis() -> None:
+    arguments = {"q": normal(4, 3), "k": normal(5, 3), "v": normal(5, 2)}
+    oracle("attention", arguments)
+
+    def once() -> float:
+        start = time.perf_counter()
+        oracle("attention", arguments)
+        return time.perf_counter() - start
+
+    assert min(once() for _ in range(50)) < 1e-3
+
+
+def test_a_prepared_evaluation_counts_its_largest_array() -> None:
+    assert prepare(operation("attention"), {"q": Q, "k": K, "v": V}).entries == 2 * 4 * 6
+    assert prepare(operation("softmax"), {"x": normal(2, 3, 7)}).entries == 42
