@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from lla_spec.evaluating.arguments import Prepared, operation, prepare, torch_parameters
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.compiling import compile_results
-from lla_spec.evaluating.contracts import Contract, Precision
+from lla_spec.evaluating.contracts import PRECISIONS, Contract, Precision
 from lla_spec.evaluating.float64 import Float64
 from lla_spec.evaluating.operations import bound
 from lla_spec.evaluating.plan import Plan
@@ -59,11 +60,32 @@ class Float32(Float64):
     def input(self, array: Array, kind: str) -> Array:
         return array.astype(np.float32)
 
+    def number(self, value: Fraction) -> Array:
+        return np.asarray(value.numerator / value.denominator, np.float32)
+
+
+class EdgesIn(Float64):
+    """Float64, but what a formula inside gets ("argument") or gives ("result") is rounded to a lower precision."""
+
+    def __init__(self, kind: str, precision: Precision) -> None:
+        self.kind, self.precision = kind, precision
+
+    def edge(self, a: Array, kind: str) -> Array:
+        return rounded(a, self.precision) if kind == self.kind else a
+
 
 def sums_in_io(name: str, arguments: Mapping[str, Any], contract: Contract, *, vjp: bool, each: bool) -> Any:
     """The operation with its sums rounded to io on their way, and what the remaining roundings may do to that."""
     prepared = prepare(operation(name), arguments, vjp=vjp)
     return _around(prepared, prepared.run(SumsInIo(contract.io, each)), name, arguments, contract, vjp)
+
+
+def edges_in(
+    name: str, arguments: Mapping[str, Any], contract: Contract, *, vjp: bool, kind: str, precision: str
+) -> Any:
+    """The operation with what its inner call gets or gives (attention's scores, its weights) in a lower precision."""
+    prepared = prepare(operation(name), arguments, vjp=vjp)
+    return _around(prepared, prepared.run(EdgesIn(kind, PRECISIONS[precision])), name, arguments, contract, vjp)
 
 
 def float32_without_maximum(name: str, arguments: Mapping[str, Any], contract: Contract, *, vjp: bool) -> Any:

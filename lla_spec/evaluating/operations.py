@@ -30,7 +30,7 @@ Results = dict[str, Any]
 BALL_BITS = (128, 256, 512)
 """Precisions that are tried in turn until every entry's ball rounds to one float64."""
 
-GENERIC_ENTRIES = 1 << 14
+GENERIC_ENTRIES = 1 << 12
 """The generic rule is evaluated beside a sharp one up to this many entries of the largest array on the way; beyond, it never won
 in 300 cases per operation (tests/engine/generic_table.py) and costs more than everything else."""
 
@@ -94,21 +94,27 @@ def bound(
 
 
 def generic_bound(
-    name: str, arguments: Arguments, contract: Contract, *, vjp: bool = False, causal_alignment: str = "bottom_right"
+    name: str,
+    arguments: Arguments,
+    contract: Contract,
+    *,
+    vjp: bool = False,
+    exact: bool = False,
+    causal_alignment: str = "bottom_right",
 ) -> Any:
-    """The generic rule alone, around the float64 oracle."""
+    """As `bound`, by the generic rule alone."""
     prepared = prepare(operation(name), arguments, vjp=vjp, causal_alignment=causal_alignment)
     found = special(prepared)
-    values, _ = _values(prepared, found, exact=False)
-    bounds = _generic(prepared, found, contract, ORACLE_U, vjp)
-    judged = {key: _judged(prepared, found, key, values[key], bounds[key], None) for key in values}
+    values, residuals = _values(prepared, found, exact)
+    bounds = _generic(prepared, found, contract, 0.0 if exact else ORACLE_U, vjp)
+    judged = {k: _judged(prepared, found, k, values[k], bounds[k], residuals.get(k)) for k in values}
     return _named(name, judged, vjp)
 
 
 def sharp_bound(
     name: str, arguments: Arguments, contract: Contract, *, vjp: bool = False, causal_alignment: str = "bottom_right"
 ) -> Any:
-    """The sharp rule alone, as it is; None where the operation has none."""
+    """The sharp rule alone, around the value that it has found itself; None where the operation has none."""
     return _sharp(name, arguments, contract, vjp, ORACLE_U, causal_alignment)
 
 

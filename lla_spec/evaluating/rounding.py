@@ -23,13 +23,17 @@ from lla_spec.evaluating.sharp.roundings import ORACLE_U, Roundings, join
 
 Array = np.ndarray
 
+FEW = 4
+"""Up to this many additions the order is free and none is saved by a tree: a declared depth does not count for them."""
+
 
 @dataclass(frozen=True)
 class Approximate:
     """`value` and `error` (None: exact), of one shape.
 
-    A sum also knows its `terms`: their number, the sum of their magnitudes and the sum of their errors; a further
-    addition counts from these, because a kernel may add in another order.
+    A sum also knows its `terms`: the number of additions in it, the sum of the magnitudes and the sum of the errors that
+    its terms bring; a further addition counts from these, because a kernel may add in another order (start the
+    accumulator of a matrix product from the bias, for one).
     """
 
     value: Array
@@ -41,7 +45,7 @@ class Approximate:
         return np.zeros(np.shape(self.value)) if self.error is None else self.error
 
     def as_terms(self) -> tuple[int, Array, Array]:
-        return self.terms or (1, np.abs(self.value), self.deviation)
+        return self.terms or (0, np.abs(self.value), self.deviation)
 
 
 class Rounding:
@@ -99,9 +103,10 @@ class Rounding:
 
     def add(self, a: Approximate, b: Approximate) -> Approximate:
         (count_a, size_a, error_a), (count_b, size_b, error_b) = a.as_terms(), b.as_terms()
-        count, size, error = count_a + count_b, size_a + size_b, error_a + error_b
+        count, size, error = count_a + count_b + 1, size_a + size_b, error_a + error_b
         value = a.value + b.value
-        total = error + self.model.few(count - 1) * (size + error) + (count - 1) * self.model.eta
+        gamma = self.model.few(count) if count <= FEW else self.model.gamma(count)
+        total = error + gamma * (size + error) + count * self.model.eta
         total = np.where((size == 0) & (error == 0), 0.0, total)
         if self.infinite:
             total = np.where(np.isinf(value), 0.0, total)
@@ -166,7 +171,7 @@ class Rounding:
         """exp(x): κ roundings of x, exp_ulp ulps of the result; online, one more factor per rescaling of the row."""
         value = np.exp(a.value)
         incoming, magnitude = a.deviation, np.where(np.isinf(a.value), 0.0, np.abs(a.value))
-        if a.terms is not None and a.terms[0] == 2:  # its subtraction is the first of the κ roundings
+        if shifted and a.terms is not None and a.terms[0] == 1:  # its subtraction is the first of the κ roundings
             incoming = a.terms[2]
         moved = incoming + self.model.exp_argument * (magnitude + incoming) + self.model.exp_log
         rescalings = 0
@@ -200,7 +205,7 @@ class Rounding:
         gamma = self.model.gamma(length)
         total = np.where(reach == 0, 0.0, error + gamma * reach + length * self.model.eta)
         total = np.where(reach * (1 + gamma) >= self.contract.acc.overflow_threshold, np.inf, total)
-        return Approximate(value, total)
+        return Approximate(value, total, (length, reach - error, error))
 
     def scale_casts(self) -> float:
         """Operands rounded to io after the scale went into them."""
@@ -209,12 +214,14 @@ class Rounding:
         return join(*[self.contract.io.unit_roundoff] * self.contract.scale_casts)
 
     def matmul(self, a: Approximate, b: Approximate) -> Approximate:
-        value, error, magnitude = self.model.contraction(
-            a.value, b.value, a.error, b.error, extra=self.scale_casts()
-        )
-        if a.error is None and b.error is None:
-            error = np.where(magnitude == 0, 0.0, error)
-        return Approximate(value, error)
+        extra, length = self.scale_casts(), a.value.shape[-1]
+        value, error, magnitude = self.model.contraction(a.value, b.value, a.error, b.error, extra=extra)
+        if a.error is not None or b.error is not None or extra or self.model.operands:
+            return Approximate(value, error, (length, magnitude, error))
+        error = np.where(magnitude == 0, 0.0, error)
+        # Every term may underflow twice, as a product and as a sum; what else is wrong with the sum is its γ.
+        underflow = np.where(magnitude == 0, 0.0, 2 * length * self.model.eta * (1 + self.model.gamma(length)))
+        return Approximate(value, error, (length, magnitude, underflow))
 
     def edge(self, a: Approximate, kind: str) -> Approximate:
         casts = self.contract.score_casts if kind == "argument" else int(self.contract.weight_cast or self.backward)

@@ -15,7 +15,8 @@ from typing import Any
 
 from lla_spec.language import Law
 from lla_spec.proving.entries import Entries, Unreadable, Where, in_inputs, positions
-from lla_spec.proving.exact_field import ExactField, Full, Undefined
+from lla_spec.proving.exact_field import ExactField
+from lla_spec.proving.generators import Full, Undefined
 from lla_spec.proving.hypotheses import obligations
 from lla_spec.proving.outcome import Outcome
 from lla_spec.symbols import Tensor, inputs

@@ -117,7 +117,7 @@ def _changes(expr: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(expr, sp.Sum):
         yield "sum doubled", sp.Add(expr, expr)
     if isinstance(expr, sp.Pow):
-        yield f"exponent {expr.exp} doubled", sp.Pow(expr.base, 2 * expr.exp)
+        yield f"exponent {expr.exp} doubled", sp.Pow(expr.base, sp.Mul(2, expr.exp))
     if isinstance(expr, sp.exp):
         yield "exponent doubled", sp.exp(2 * expr.args[0])
     for position, part in enumerate(expr.args):

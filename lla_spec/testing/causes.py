@@ -16,8 +16,8 @@ from torch import Tensor
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.edges import ratios
-from lla_spec.evaluating.knobs import float32_without_maximum, sums_in_io
-from lla_spec.language import Formula
+from lla_spec.evaluating.knobs import edges_in, float32_without_maximum, sums_in_io
+from lla_spec.language import Formula, calls
 from lla_spec.symbols import Dim
 from lla_spec.testing.inputs import Arguments, arguments_of, build
 from lla_spec.testing.judge import Judgement, Truth, as_numpy, empty_rows, truth_of
@@ -202,10 +202,27 @@ def _rounding_knobs(formula: Formula, found: Judgement, arguments: Arguments, co
                 f"sums {words.format(contract.io.name)}",
                 lambda each=each: _as_truth(sums_in_io(formula.name, given, contract, vjp=vjp, each=each)),
             )
+    else:
+        yield from _low_precision_knobs(formula, given, contract, vjp)
     yield Knob(
         "the maximum is not subtracted before exp: the exponentials over- or underflow",
         lambda: _as_truth(float32_without_maximum(formula.name, given, contract, vjp=vjp)),
     )
+
+
+def _low_precision_knobs(formula: Formula, given: dict[str, object], contract: Contract, vjp: bool) -> Iterator[Knob]:
+    """fp32 or fp64 promised, and something inside kept in 16 bits."""
+    inner = next(calls(formula.result), None)
+    if inner is None:
+        return
+    for precision in ("bf16", "fp16"):
+        for kind, words in (("result", "the result of"), ("argument", "the argument of")):
+            yield Knob(
+                f"{words} {inner.formula.name} is rounded to {precision}",
+                lambda kind=kind, precision=precision: _as_truth(
+                    edges_in(formula.name, given, contract, vjp=vjp, kind=kind, precision=precision)
+                ),
+            )
 
 
 def _as_truth(found: Bounded | dict[str, Bounded]) -> Truth:

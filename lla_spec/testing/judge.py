@@ -164,8 +164,7 @@ def _judged_part(
     name = formula.name
     if case.special.startswith("masked") and target.policy(name, "nan_in_masked") != "ignored":
         leaks = any(not torch.isfinite(value).all() for value in outputs.values())
-        free = {key: Bounded(b.value, np.full_like(b.error, np.inf)) for key, b in truth.items()}
-        return free, "a value behind the mask leaks into the result" if leaks else ""
+        return {key: _free(b, np.True_) for key, b in truth.items()}, "a value behind the mask leaks into the result" if leaks else ""
     policy = target.policy(name, "fully_masked_row")
     empty = empty_rows(formula, case, arguments)
     if empty is None or not empty.any() or policy == "zeros" or (policy is None and case.law == "definition"):
@@ -176,7 +175,8 @@ def _judged_part(
     return {key: _free(b, empty.any(-1)[..., None, None]) for key, b in truth.items()}, ""
 
 
-def _free(bounded: Bounded, where: np.ndarray) -> Bounded:
+def _free(bounded: Bounded, where: np.ndarray | np.bool_) -> Bounded:
+    """The bound with some entries not judged: value NaN, error infinite."""
     free = np.broadcast_to(where, bounded.value.shape)
     return Bounded(np.where(free, np.nan, bounded.value), np.where(free, np.inf, bounded.error))
 

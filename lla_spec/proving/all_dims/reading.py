@@ -1,0 +1,167 @@
+"""From sympy to normal forms. Each definition is read once, at its own axes, and renamed wherever it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import sympy as sp
+
+from lla_spec.proving.all_dims.sums import Sums
+from lla_spec.proving.all_dims.terms import Entry, Leaf, Poly, Refused, Root, Size
+from lla_spec.proving.all_dims.zero import is_zero
+from lla_spec.symbols import Dim, Index, Kept, Label, Maximum, Tensor, is_input
+
+Where = Mapping[sp.Basic, Leaf]  # what each index in sight is called
+
+
+class Reader:
+    """Reads expressions into the normal forms of one proof."""
+
+    def __init__(self, fuel: int, orthonormal: Mapping[Tensor, int] | None = None) -> None:
+        self.names = Names()
+        self.display: dict[str, str] = {}  # a dimension's name -> what an index over it is called, for people
+        named = {self.names.of(t.label, t.name): axis for t, axis in (orthonormal or {}).items()}
+        for tensor in orthonormal or {}:
+            if len(tensor.axes) != 2 or not is_input(tensor):
+                raise ValueError(f"orthonormal: {tensor!r} must be an input with 2 axes")
+        self.engine = Sums(fuel, named)
+        self._definitions: dict[Label, Poly] = {}
+
+    # --- tensors -------------------------------------------------------------------------------------------------
+
+    def entry(self, tensor: Tensor, leaves: Sequence[Leaf]) -> Poly:
+        """The normal form of an entry of an input or of a definition."""
+        for axis, leaf in zip(tensor.axes, leaves, strict=True):
+            if self.dim(axis.dim) != leaf.dim:
+                raise Refused(f"{tensor.name}: {leaf.name} does not range over {axis.dim}, the dimension of axis {axis}")
+        if is_input(tensor):
+            if tensor.permutation:
+                raise Refused(f"the permutation {tensor.name} outside an index")
+            return self.engine.atom(Entry(self.names.of(tensor.label, tensor.name), tuple(leaves), tensor.nonnegative))
+        own = [Leaf(f"@{position}", self.dim(axis.dim)) for position, axis in enumerate(tensor.axes)]
+        if tensor.label not in self._definitions:
+            if tensor.body is None:
+                raise Refused(f"{tensor.name} is a concatenation: eliminate split dimensions first")
+            self._definitions[tensor.label] = self.read(tensor.body, dict(zip(tensor.axes, own, strict=True)))
+        names = {mine.base: leaf for mine, leaf in zip(own, leaves, strict=True)}
+        return self.engine.rename(self._definitions[tensor.label], names)
+
+    def dim(self, dim: Dim) -> str:
+        if dim.parts:
+            raise Refused(f"{dim} is a sum of dimensions: eliminate split dimensions first")
+        return self.names.of(dim, dim.name)
+
+    def leaf(self, where: sp.Basic, names: Where) -> Leaf:
+        if isinstance(where, Index) and where in names:
+            return names[where]
+        if isinstance(where, sp.Indexed) and isinstance(where.base.label, Label):
+            tensor = where.base.label.tensor
+            if tensor.permutation:
+                inner = self.leaf(where.indices[0], names)
+                if inner.dim != self.dim(tensor.axes[0].dim):
+                    raise Refused(f"{tensor.name} permutes {tensor.axes[0].dim}, but {where} gives it an index over another")
+                return inner._replace(through=(*inner.through, self.names.of(tensor.label, tensor.name)))
+        raise Refused(f"the index {where}: it must be a bound index, an axis, or a permutation of one")
+
+    # --- expressions ---------------------------------------------------------------------------------------------
+
+    def read(self, expr: sp.Basic, names: Where) -> Poly:
+        engine = self.engine
+        engine.spend()
+        if isinstance(expr, sp.Rational):
+            return engine.constant(Fraction(int(expr.p), int(expr.q)))
+        if isinstance(expr, Dim):
+            return engine.atom(Size(self.dim(expr)))
+        if isinstance(expr, Label):
+            return self.entry(expr.tensor, ())
+        if isinstance(expr, sp.Indexed) and isinstance(expr.base.label, Label):
+            return self.entry(expr.base.label.tensor, [self.leaf(i, names) for i in expr.indices])
+        if isinstance(expr, sp.Add):
+            return engine.add(*[self.read(term, names) for term in expr.args])
+        if isinstance(expr, sp.Mul):
+            result = engine.constant(1)
+            for factor in expr.args:
+                result = engine.mul(result, self.read(factor, names))
+            return result
+        if isinstance(expr, sp.KroneckerDelta) and len(expr.args) == 2:
+            first, second = (self.leaf(index, names) for index in expr.args)
+            return engine.delta(first, second)
+        return self._read_function(expr, names)
+
+    def _read_function(self, expr: sp.Basic, names: Where) -> Poly:
+        engine = self.engine
+        if isinstance(expr, sp.exp):
+            return engine.exp(self.read(expr.args[0], names))
+        if expr is sp.E:
+            return engine.exp(engine.constant(1))
+        if isinstance(expr, sp.log) and len(expr.args) == 1:
+            return engine.log(self._not_zero(self.read(expr.args[0], names), "log of 0"))
+        if isinstance(expr, sp.Pow) and isinstance(expr.exp, sp.Rational):
+            exponent = Fraction(int(expr.exp.p), int(expr.exp.q))
+            base = self.read(expr.base, names)
+            if exponent < 0 or exponent.denominator != 1:
+                base = self._not_zero(base, "division by 0" if exponent < 0 else "root of 0, which needs an argument > 0")
+            return engine.power(base, exponent)
+        if isinstance(expr, sp.Sum):
+            return self._read_sum(expr, names)
+        if isinstance(expr, Maximum):
+            return self._read_maximum(expr, names)
+        if isinstance(expr, sp.Max):
+            return engine.peak([self.read(arg, names) for arg in expr.args])
+        if isinstance(expr, Kept):
+            raise Refused("Kept outside a maximum")
+        raise Refused(f"{type(expr).__name__} ({str(expr)[:60]}) has no normal form")
+
+    def _not_zero(self, poly: Poly, otherwise: str) -> Poly:
+        if any(isinstance(atom, Root) for m in poly for atom, _ in m) and is_zero(self.engine, poly):
+            raise Refused(otherwise)
+        return poly
+
+    def _read_sum(self, expr: sp.Sum, names: Where) -> Poly:
+        inner, bound = self._bind(expr.limits, names)
+        poly = self.read(expr.function, inner)
+        for leaf in bound:
+            poly = self.engine.sum(poly, leaf)
+        return poly
+
+    def _read_maximum(self, expr: Maximum, names: Where) -> Poly:
+        if len(expr.limits) != 1:
+            raise Refused("a maximum over several indices at once; nest them")
+        inner, (bound,) = self._bind(expr.limits, names)
+        function = expr.function
+        contents = function.args if isinstance(function, Kept) else (function,)
+        return self.engine.peak([self.read(part, inner) for part in contents], bound)
+
+    def _bind(self, limits: Sequence[sp.Tuple], names: Where) -> tuple[Where, list[Leaf]]:
+        bound: list[Leaf] = []
+        inner = dict(names)
+        for index, *range_ in limits:
+            if not isinstance(index, Index) or tuple(range_) != index.limits[1:]:
+                raise Refused(f"a sum over {index} from {range_}: it must run through all of an index's dimension")
+            leaf = self.engine.fresh(self.dim(index.dim))
+            self.display.setdefault(leaf.dim, index.name)
+            inner[index] = leaf
+            bound.append(leaf)
+        return inner, bound
+
+
+class Names:
+    """Identifiers that tell apart tensors, and dimensions, of one name; letters, digits and _ only, so keys are unambiguous."""
+
+    def __init__(self) -> None:
+        self._names: dict[sp.Basic, str] = {}
+        self._taken: set[str] = set()
+
+    def of(self, symbol: sp.Basic, wanted: str) -> str:
+        if symbol not in self._names:
+            stem = "".join(c if c.isalnum() else "_" for c in wanted) or "_"
+            name, count = stem, 1
+            while name in self._taken:
+                count += 1
+                name = f"{stem}_{count}"
+            self._taken.add(name)
+            self._names[symbol] = name
+        return self._names[symbol]
+
+
