@@ -154,7 +154,10 @@ class _Reader:
         omitted = frozenset(set(self.formula.parameters) - set(self.inputs))
         lead = self._lead()
         results = self._results(omitted)
-        plan = compile_vjp(self.formula, tuple(results), omitted) if self.vjp else compile_formula(self.formula, omitted)
+        if self.vjp:
+            plan = compile_vjp(self.formula, tuple(results), omitted)
+        else:
+            plan = compile_formula(self.formula, omitted)
         shapes = {name: self._shape(name, tensor, lead) for name, tensor in results.items()}
         axes = {name: tensor.axes for name, tensor in results.items()}
         rows = self.formula.rows
@@ -196,7 +199,9 @@ class _Reader:
                     f"{tensor.axes.index(axis) - rank}, but {axis.dim.name} is already {known}"
                 )
         if role is not None and not role.batched and self.leads[argument]:
-            raise ArgumentError(f"{self.what}: {argument} has shape {array.shape} but takes no batch axes, only {needed}")
+            raise ArgumentError(
+                f"{self.what}: {argument} has shape {array.shape} but takes no batch axes, only {needed} axes"
+            )
         if rows:
             array = array.reshape(math.prod(self.leads[argument]), *own)
         self.inputs[name] = array
@@ -244,7 +249,9 @@ class _Reader:
         if given is not None:
             keep = np.asarray(given).astype(bool)
             if keep.ndim < len(shape):
-                raise ArgumentError(f"{self.what}: {argument} has shape {keep.shape} but needs at least {len(shape)} axes")
+                raise ArgumentError(
+                    f"{self.what}: {argument} has shape {keep.shape} but needs at least {len(shape)} axes"
+                )
             lead = keep.shape[: keep.ndim - len(shape)]
             try:
                 keep = np.broadcast_to(keep, (*lead, *shape))

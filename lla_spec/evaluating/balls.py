@@ -1,7 +1,7 @@
 """Rigorous balls (Arb, Johansson 2017, through python-flint): every result encloses the exact one.
 
-Inputs are float64 and exact. They judge fp64 under test, and float64 itself. Numbers are object arrays of `arb`; masks stay
-arrays of float64 zeros and ones.
+Inputs are float64 and exact. They judge fp64 under test, and float64 itself. Numbers are object arrays of `arb`; masks
+stay arrays of float64 zeros and ones.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class Balls:
         return array.astype(np.float64) if kind == "mask" else _boxed(map(arb, array.ravel().tolist()), array.shape)
 
     def bounded(self, given: Bounded) -> Array:
-        return _boxed([arb(v, e) for v, e in zip(given.value.ravel(), given.error.ravel(), strict=True)], given.value.shape)
+        pairs = zip(given.value.ravel(), given.error.ravel(), strict=True)
+        return _boxed([arb(value, error) for value, error in pairs], given.value.shape)
 
     def number(self, value: Fraction) -> Array:
         return _boxed([arb(fmpq(value.numerator, value.denominator))], ())

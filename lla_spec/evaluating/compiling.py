@@ -1,15 +1,14 @@
 """From a declaration to a plan: sympy is read once, every later evaluation is array code.
 
-A compiled expression is a `Value`: a register and the indices that its axes stand for. Renaming an index costs nothing,
-and two steps that do the same to the same registers are one (so exp(x[i, l]) and exp(x[i, j]) are computed once).
-Calls are compiled through `rewrites`: where a law says that a formula may be computed as another one, it is.
+What is the same up to the names of its indices is computed once (exp(x[i, l]) and exp(x[i, j])). Calls are compiled
+through `rewrites`: where a law says that a formula may be computed as another one, it is.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -18,45 +17,29 @@ import sympy as sp
 
 from lla_spec.calculus import vjp_formula
 from lla_spec.evaluating import layout
-from lla_spec.evaluating.plan import Input, Plan, Step
+from lla_spec.evaluating.contracting import Contractions, Value, alignment
+from lla_spec.evaluating.plan import Input, Plan
 from lla_spec.evaluating.rewrites import rewrite_of
 from lla_spec.language import Formula
-from lla_spec.symbols import DeclarationError, Dim, Index, Kept, Label, Maximum, Tensor, inputs, is_input, split_axis
-
-
-@dataclass(frozen=True)
-class Value:
-    """A register and what its axes (after the batch axes) range over.
-
-    `mask`: a 0/1 factor. `peak`: the axes of a maximum that stands in it as a term, if one does.
-    """
-
-    register: int
-    axes: tuple[Index, ...] = ()
-    mask: bool = False
-    peak: tuple[Index, ...] | None = None
-
-    def renamed(self, names: Mapping[Index, Index]) -> Value:
-        peak = None if self.peak is None else tuple(names.get(axis, axis) for axis in self.peak)
-        return replace(self, axes=tuple(names.get(axis, axis) for axis in self.axes), peak=peak)
+from lla_spec.symbols import DeclarationError, Dim, Index, Kept, Label, Maximum, Tensor, is_input, split_axis
 
 
 def compile_results(results: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None = None) -> Plan:
     """One plan for several results. Inputs are known by their parameter name, or else by their tensor's own name.
 
-    A definition or call among `parameters` is an input as well: its value is given, what it is made of is not looked at.
+    A definition or call among `parameters` is an input as well: its value is given, its making is not looked at.
     """
     compiler = _Compiler({tensor.label: name for name, tensor in (parameters or {}).items()})
     return compiler.plan(results)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compile_formula(formula: Formula, omitted: frozenset[str] = frozenset()) -> Plan:
     """The plan of a formula's result, named as its tensor; parameters in `omitted` take their defaults."""
     return compile_results({formula.result.name: _applied(formula, omitted)}, formula.parameters)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compile_vjp(formula: Formula, wrt: tuple[str, ...], omitted: frozenset[str] = frozenset()) -> Plan:
     """One plan for the gradients with respect to `wrt`; its inputs are the formula's and "grad_output"."""
     gradients = {name: vjp_formula(formula, name) for name in wrt}
@@ -73,17 +56,15 @@ def _applied(formula: Formula, omitted: frozenset[str], replaced: Mapping[str, T
     return formula(**{**arguments, **(replaced or {})})
 
 
-class _Compiler:
+class _Compiler(Contractions):
+    """The walk over definitions and expressions."""
+
     def __init__(self, names: Mapping[Label, str]) -> None:
+        super().__init__()
         self.names = names
-        self.steps: list[Step] = []
         self.inputs: list[Input] = []
-        self.known: dict[Any, int] = {}  # what a step does, to its register
         self.tensors: dict[Label, Value] = {}
-        self.extents: set[tuple[Dim, ...]] = set()
         self.open: list[Formula] = []  # the formulas whose rewrites are being compiled, outermost first
-        self.wanted: tuple[Index, ...] = ()  # the axes of the definition that is being compiled
-        self.registers = 0
 
     def plan(self, results: Mapping[str, Tensor]) -> Plan:
         found = {}
@@ -92,53 +73,22 @@ class _Compiler:
             found[name] = self.spread(value, tensor.axes)
         return Plan(self.inputs, self.steps, found, self.registers, frozenset(self.extents))
 
-    # ---- registers
-
-    def emit(self, name: str, operands: Sequence[int], run: Callable[..., Any], *detail: Any) -> int:
-        """The register of a step; `detail` is all that `run` depends on besides its operands."""
-        key = (name, tuple(operands), detail)
-        if key not in self.known:
-            self.known[key] = self.registers
-            self.steps.append(Step(name, self.registers, tuple(operands), run))
-            self.registers += 1
-        return self.known[key]
-
-    def method(self, name: str, operands: Sequence[int], *detail: Any) -> int:
-        """A step that is one method of the domain."""
-        return self.emit(name, operands, lambda domain, _, *values: getattr(domain, name)(*values, *detail), *detail)
-
-    def move(self, move: layout.Move, *operands: int) -> int:
-        """A step that only moves entries; `move` is hashable and is given the sizes and the arrays."""
-        return self.emit("move", operands, lambda d, sizes, *values: d.move(functools.partial(move, sizes), *values), move)
-
-    def align(self, value: Value, axes: Sequence[Index]) -> int:
-        """The register with its axes in the order of `axes`, of length 1 where it has none of that name."""
-        if value.axes == tuple(axes):
-            return value.register
-        return self.move(_alignment(value, axes), value.register)
-
-    def spread(self, value: Value, axes: Sequence[Index]) -> int:
-        """The register with every one of `axes` at its full length."""
-        aligned = self.align(value, axes)
-        if set(axes) <= set(value.axes):
-            return aligned
-        return self.move(layout.Spread(tuple(axis.dim for axis in axes)), aligned)
-
     # ---- tensors
 
     def tensor(self, tensor: Tensor, *, outermost: bool = False) -> Value:
         """The value of a tensor at its own axes."""
         if tensor.label not in self.tensors:
-            if tensor.call is not None:
+            if tensor.label in self.names or is_input(tensor):
+                value = self.input(tensor)
+            elif tensor.call is not None:
                 value = self.call(tensor, outermost)
             elif tensor.blocks:
                 value = self.concatenation(tensor)
-            elif tensor.body is not None:
+            else:
+                assert tensor.body is not None
                 self.wanted, outer = tensor.axes, self.wanted
                 value = self.expression(tensor.body)
                 self.wanted = outer
-            else:
-                value = self.input(tensor)
             self.tensors[tensor.label] = value
         return self.tensors[tensor.label]
 
@@ -171,7 +121,7 @@ class _Compiler:
 
     def instance(self, made: Tensor, axes: tuple[Index, ...]) -> Value:
         """The value of a rewrite's result, over `axes`. Where it is nothing but another call, that call is no edge."""
-        body = made.body
+        body: Any = made.body
         assert body is not None
         if isinstance(body, sp.Indexed) and body.base.label.tensor.call is not None:
             self.tensor(body.base.label.tensor, outermost=True)
@@ -180,7 +130,7 @@ class _Compiler:
 
     def edge(self, argument: Tensor, kind: str) -> None:
         """Marks a definition that a call inside takes as its argument; inputs are what they are."""
-        if argument.label in self.tensors or (argument.body is None and not argument.blocks) or argument.call is not None:
+        if argument.label in self.tensors or is_input(argument) or argument.call is not None:
             return
         value = self.tensor(argument)
         self.tensors[argument.label] = replace(value, register=self.method("edge", [value.register], kind))
@@ -195,7 +145,7 @@ class _Compiler:
         joined = self.move(layout.Join(len(tensor.axes), position), *registers)
         return Value(joined, tensor.axes, mask=all(value.mask for value in values))
 
-    def entry(self, value: Value, axes: Sequence[Index], where: Sequence[sp.Expr]) -> Value:
+    def entry(self, value: Value, axes: Sequence[Index], where: Sequence[Any]) -> Value:
         """The value of a tensor over `axes`, read at the indices `where`: plain ones rename, all others gather."""
         given = dict(zip(axes, where, strict=True))
         read = [given.get(axis, axis) for axis in value.axes]
@@ -210,11 +160,11 @@ class _Compiler:
         final = tuple(out)
         fixed = tuple(part if isinstance(part, int) else None for part in parts)
         indexed = [part for part in parts if isinstance(part, Value)]
-        others, alignments = [part.register for part in indexed], tuple(_alignment(part, final) for part in indexed)
+        others, alignments = [part.register for part in indexed], tuple(alignment(part, final) for part in indexed)
         gathered = self.emit("gather", [value.register, *others], layout.gather(fixed, alignments), fixed, alignments)
         return Value(gathered, final, mask=value.mask)
 
-    def position(self, index: sp.Expr) -> Value:
+    def position(self, index: Any) -> Value:
         """An index expression as a register of integers: an index itself, or an entry of a permutation."""
         if isinstance(index, Index):
             dim = index.dim
@@ -226,7 +176,7 @@ class _Compiler:
 
     # ---- expressions
 
-    def expression(self, expr: sp.Expr) -> Value:
+    def expression(self, expr: Any) -> Value:
         if isinstance(expr, sp.Indexed):
             tensor = expr.base.label.tensor
             return self.entry(self.tensor(tensor), tensor.axes, expr.indices)
@@ -262,14 +212,6 @@ class _Compiler:
     def size(self, dim: Dim) -> Value:
         return Value(self.emit("size", [], lambda domain, sizes: domain.number(Fraction(dim.size(sizes))), dim))
 
-    def binary(self, name: str, a: Value, b: Value) -> Value:
-        if len(b.axes) > len(a.axes):
-            axes = (*b.axes, *(axis for axis in a.axes if axis not in b.axes))
-        else:
-            axes = (*a.axes, *(axis for axis in b.axes if axis not in a.axes))
-        self.extents.add(tuple(axis.dim for axis in axes))
-        return Value(self.method(name, [self.align(a, axes), self.align(b, axes)]), axes)
-
     def add(self, a: Value, b: Value) -> Value:
         return replace(self.binary("add", a, b), peak=b.peak if a.peak is None else a.peak)
 
@@ -281,7 +223,7 @@ class _Compiler:
         axes = (*(axis for axis in argument.axes if axis in argument.peak), *over)
         return Value(self.method("exp", [self.align(argument, axes)], len(over)), axes)
 
-    def product(self, factors: Iterable[sp.Expr]) -> Value:
+    def product(self, factors: Iterable[Any]) -> Value:
         negative, values = self.factors(factors)
         value = self.multiply_all(values)
         if not negative:
@@ -289,7 +231,7 @@ class _Compiler:
         peak = values[0].peak if len(values) == 1 else None
         return Value(self.method("negate", [value.register]), value.axes, peak=peak)
 
-    def factors(self, factors: Iterable[sp.Expr]) -> tuple[bool, list[Value]]:
+    def factors(self, factors: Iterable[Any]) -> tuple[bool, list[Value]]:
         """The factors' values, and whether a -1 stands among them."""
         found, negative = [], False
         for factor in factors:
@@ -299,17 +241,7 @@ class _Compiler:
                 found.append(self.expression(factor))
         return negative, found
 
-    def multiply_all(self, values: Sequence[Value]) -> Value:
-        """The product: of what is no mask first (small factors before large), then masked."""
-        masks = [value for value in values if value.mask]
-        others = sorted((value for value in values if not value.mask), key=lambda value: len(value.axes))
-        if not others:
-            whole = functools.reduce(functools.partial(self.binary, "multiply"), masks)
-            return masks[0] if len(masks) == 1 else replace(whole, mask=True)
-        value = functools.reduce(functools.partial(self.binary, "multiply"), others)
-        return functools.reduce(functools.partial(self.binary, "mask"), masks, value)
-
-    def delta(self, a: sp.Expr, b: sp.Expr) -> Value:
+    def delta(self, a: Any, b: Any) -> Value:
         dim = next((index.dim for index in (a, b) if isinstance(index, Index)), None)
         if dim is None:
             raise DeclarationError(f"δ({a}, {b}): one of the two must be an index")
@@ -317,7 +249,7 @@ class _Compiler:
         axes = (Index("row", dim), Index("column", dim))
         return self.entry(Value(eye, axes, mask=True), axes, (a, b))
 
-    def maximum(self, expr: Maximum) -> Value:
+    def maximum(self, expr: Any) -> Value:
         bound = tuple(limit[0] for limit in expr.limits)
         entry = expr.function
         if isinstance(entry, Kept) and entry.args[1] != 1:
@@ -331,8 +263,8 @@ class _Compiler:
 
     # ---- sums
 
-    def sum(self, expr: sp.Sum) -> Value:
-        body: sp.Expr = expr
+    def sum(self, expr: Any) -> Value:
+        body = expr
         bound: list[Index] = []
         while isinstance(body, sp.Sum):
             bound += [limit[0] for limit in body.limits]
@@ -344,69 +276,5 @@ class _Compiler:
         value = self.contraction(values, [index for index in bound if any(index in v.axes for v in values)])
         return Value(self.method("negate", [value.register]), value.axes) if negative else value
 
-    def contraction(self, values: Sequence[Value], bound: Sequence[Index]) -> Value:
-        """Σ over `bound` of the product of `values`: what depends on no bound index stays outside."""
-        outside = [value for value in values if not set(value.axes) & set(bound)]
-        inside = self.masked([value for value in values if set(value.axes) & set(bound)])
-        while len(inside) > 2:
-            a, b = inside[:2]
-            inside = [self.binary("multiply", a, b), *inside[2:]]
-            inside.sort(key=lambda value: len(value.axes))
-        for index in bound:  # an index of one factor alone is summed there
-            holders = [position for position, value in enumerate(inside) if index in value.axes]
-            if len(inside) == 2 and len(holders) == 1:
-                inside[holders[0]] = self.reduced(inside[holders[0]], [index])
-        if not inside:
-            return self.multiply_all(outside)
-        shared = [index for index in bound if any(index in value.axes for value in inside)]
-        total = self.matrix_product(*inside, shared) if len(inside) == 2 else self.reduced(inside[0], shared)
-        return self.multiply_all([*outside, total])
-
-    def masked(self, values: list[Value]) -> list[Value]:
-        """Masks multiplied into a factor that has all their axes, or else into all the factors at once."""
-        masks = [value for value in values if value.mask]
-        others = sorted((value for value in values if not value.mask), key=lambda value: len(value.axes))
-        if not others:
-            return masks
-        for mask in masks:
-            fits = [position for position, value in enumerate(others) if set(mask.axes) <= set(value.axes)]
-            if fits:
-                others[fits[0]] = self.binary("mask", others[fits[0]], mask)
-            else:
-                whole = functools.reduce(functools.partial(self.binary, "multiply"), others)
-                others = [self.binary("mask", whole, mask)]
-        return others
-
-    def reduced(self, value: Value, over: Sequence[Index]) -> Value:
-        if not over:
-            return value
-        kept = tuple(axis for axis in value.axes if axis not in over)
-        return Value(self.method("sum", [self.align(value, (*kept, *over))], len(over)), kept)
-
-    def matrix_product(self, a: Value, b: Value, over: Sequence[Index]) -> Value:
-        """Two factors as stacks of matrices, (shared, left, over) and (shared, over, right), however many axes each is."""
-        if not over:
-            return self.binary("multiply", a, b)
-        shared = tuple(axis for axis in a.axes if axis in b.axes and axis not in over)
-        left = tuple(axis for axis in a.axes if axis not in b.axes)
-        right = tuple(axis for axis in b.axes if axis not in a.axes)
-        if left and right and [axis for axis in self.wanted if axis in (left[-1], right[0])] == [right[0], left[-1]]:
-            a, b, left, right = b, a, right, left  # the definition's own order spares a transposition
-        first = self.move_if(layout.Flatten((len(left), len(over))), self.align(a, (*shared, *left, *over)))
-        second = self.move_if(layout.Flatten((len(over), len(right))), self.align(b, (*shared, *over, *right)))
-        product = self.method("matmul", [first, second])
-        if (len(left), len(right)) != (1, 1):
-            dims = (tuple(axis.dim for axis in left), tuple(axis.dim for axis in right))
-            product = self.move(layout.Unflatten(*dims), product)
-        axes = (*shared, *left, *right)
-        self.extents.add(tuple(axis.dim for axis in axes))
-        return Value(product, axes)
-
-    def move_if(self, flatten: layout.Flatten, register: int) -> int:
-        return register if flatten.groups == (1, 1) else self.move(flatten, register)
 
 
-def _alignment(value: Value, axes: Sequence[Index]) -> layout.Align:
-    """How a value's axes come to stand in the order of `axes`."""
-    order = tuple(value.axes.index(axis) for axis in axes if axis in value.axes)
-    return layout.Align(order, tuple(axis in value.axes for axis in axes))

@@ -1,19 +1,18 @@
 """Which entries of a result depend on a marked entry of an input: how NaN and infinity must spread, and where not.
 
-An entry that a mask hides is *not live*: it is exactly 0 whatever stands there, so no mark passes it. That is a property
-of the declaration, decided here on booleans; float64 arithmetic could not say it (0 · NaN is NaN).
+An entry that a mask hides is *not live*: it is exactly 0 whatever stands there, so no mark passes it. That is a
+property of the declaration, decided here on booleans; float64 arithmetic could not say it (0 · NaN is NaN).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
-from lla_spec.evaluating.plan import Move, Plan
+from lla_spec.evaluating.bounded import Bounded
+from lla_spec.evaluating.plan import Move
 
 Array = np.ndarray
 
@@ -33,6 +32,9 @@ class Dependence:
         if kind == "mask":
             return Reach(array != 0, np.zeros(array.shape, bool))
         return Reach(np.ones(array.shape, bool), array.astype(bool))
+
+    def bounded(self, given: Bounded) -> Reach:
+        return Reach(np.ones(given.value.shape, bool), ~np.isfinite(given.value))
 
     def number(self, value: Fraction) -> Reach:
         return Reach(np.array(value != 0), np.array(False))
@@ -67,7 +69,7 @@ class Dependence:
 
     def sum(self, a: Reach, axes: int) -> Reach:
         over = tuple(range(-axes, 0))
-        return Reach(a.live.any(axis=over), a.marked.any(axis=over))
+        return Reach(np.asarray(a.live.any(axis=over)), np.asarray(a.marked.any(axis=over)))
 
     def maximum(self, a: Reach, axes: int) -> Reach:
         total = self.sum(a, axes)
@@ -80,17 +82,3 @@ class Dependence:
 
     def edge(self, a: Reach, kind: str) -> Reach:
         return a
-
-
-def depends(plan: Plan, inputs: Mapping[str, Any], marks: Mapping[str, Array]) -> dict[str, Array]:
-    """By result name: the entries that depend on an entry where `marks` (by input name) is True.
-
-    `inputs` are the plan's own; only its masks and the shapes of the others are read.
-    """
-    given = {
-        entry.name: inputs[entry.name]
-        if entry.kind in ("mask", "permutation")
-        else marks.get(entry.name, np.zeros(np.shape(inputs[entry.name]), bool))
-        for entry in plan.inputs
-    }
-    return {name: reach.marked for name, reach in plan.run(Dependence(), given).items()}

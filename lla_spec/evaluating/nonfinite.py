@@ -23,7 +23,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Special:
-    """Per result: `nan`, where it must be NaN; `infinite`, where it is not judged; `logits`, where a -∞ logit takes part."""
+    """Per result: `nan`, where it must be NaN; `infinite`, where it is not judged; `logits`, where -∞ logits enter."""
 
     finite_inputs: dict[str, Any]
     logit_inputs: dict[str, Any]  # NaN and +∞ replaced, -∞ logits kept
@@ -31,7 +31,9 @@ class Special:
     infinite: dict[str, Array]
     logits: dict[str, Array]
 
-    def choose(self, run: Callable[[Mapping[str, Any]], dict[str, Any]], put: Callable[[Any, Any, Array], Any]) -> dict[str, Any]:
+    def choose(
+        self, run: Callable[[Mapping[str, Any]], dict[str, Any]], put: Callable[[Any, Any, Array], Any]
+    ) -> dict[str, Any]:
         """The results of `run`: on the finite inputs, and where -∞ logits take part (`put`), with these."""
         found = run(self.finite_inputs)
         if not any(where.any() for where in self.logits.values()):

@@ -142,8 +142,9 @@ class Plan:
     def run(
         self, domain: Domain, inputs: Mapping[str, Any], sizes: Mapping[str, int] | None = None
     ) -> dict[str, Any]:
-        """The results by name, each (batch axes, own axes). `inputs` by parameter name: float64 arrays, numbers, Bounded.
+        """The results by name, each (batch axes, own axes).
 
+        `inputs` by parameter name: float64 arrays, numbers, or Bounded where a value is known within an error.
         `sizes` gives, by name, the dimensions that no input shows. Raises PlanError for a missing input, a rank that
         is too small, or two inputs that disagree about a dimension.
         """

@@ -1,7 +1,7 @@
 """Which formula stands in for which when numbers are computed: the laws marked `evaluate`, read as rewrites.
 
-A law `safe_softmax(x, M) = softmax(x, M)` marked `evaluate="left"` is proved, so every call of softmax may be computed as
-safe_softmax. A law that carries the mark without having that form is a mistake of its page and is refused loudly.
+A law `safe_softmax(x, M) = softmax(x, M)` marked `evaluate="left"` is proved, so every call of softmax may be computed
+as safe_softmax. A law that carries the mark without having that form is a mistake of its page and is refused loudly.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def rewrites(laws: Mapping[str, Law]) -> dict[int, Formula]:
         if law.evaluate is not None:
             replaced, replacement = _read(law)
             if id(replaced) in found:
-                raise DeclarationError(f"{law.id}: {replaced.name} is already evaluated by {found[id(replaced)].source}")
+                raise DeclarationError(f"{law.id}: {replaced.name} is evaluated by {found[id(replaced)].source}")
             found[id(replaced)] = replacement
     return found
 
@@ -51,7 +51,7 @@ def _rewrites() -> dict[int, Formula]:
 def _read(law: Law) -> tuple[Formula, Formula]:
     """The formula that a marked law replaces, and the formula that the other side is over the same parameters."""
     if law.evaluate not in ("left", "right"):
-        raise DeclarationError(f"{law.id}: evaluate is {law.evaluate!r}; it names the side to compute, 'left' or 'right'")
+        raise DeclarationError(f"{law.id}: evaluate is {law.evaluate!r}; it is the side to compute: 'left' or 'right'")
     if law.relation != "=" or law.hypotheses:
         raise DeclarationError(f"{law.id}: evaluate needs an equation without hypotheses")
     computed, replaced = (law.left, law.right) if law.evaluate == "left" else (law.right, law.left)
@@ -62,7 +62,7 @@ def _read(law: Law) -> tuple[Formula, Formula]:
     for name, argument in call.arguments.items():
         if not isinstance(argument, Tensor) or not is_input(argument) or argument in parameters.values():
             raise DeclarationError(
-                f"{law.id}: evaluate needs {call.formula.name} called on inputs of their own, but {name} is {argument!r}"
+                f"{law.id}: evaluate needs {call.formula.name} called on its own inputs, but {name} is {argument!r}"
             )
         if len(argument.axes) != len(call.formula.parameters[name].axes):
             raise DeclarationError(f"{law.id}: evaluate needs {name} without further axes, got {argument!r}")
@@ -71,7 +71,7 @@ def _read(law: Law) -> tuple[Formula, Formula]:
         if tensor not in parameters.values():
             raise DeclarationError(f"{law.id}: the side to compute uses {tensor!r}, no argument of {call.formula.name}")
     if computed.axes != replaced.axes:
-        raise DeclarationError(f"{law.id}: the sides are over {computed.axes} and {replaced.axes}; evaluate needs the same")
+        raise DeclarationError(f"{law.id}: the sides are over {computed.axes} and {replaced.axes}, not the same")
     body = Tensor(computed.name, computed.axes, computed.entry)
     return call.formula, Formula(
         name=call.formula.name, topic=law.topic, parameters=parameters, result=body, operation=False, source=law.source

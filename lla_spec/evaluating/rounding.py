@@ -1,8 +1,9 @@
 """The generic rule: every step of a plan carries a value and a bound on what a kernel's value may differ from it.
 
-It holds for kernels that evaluate the declaration's own steps, with these freedoms: sums (n-ary ones of a definition too)
-in any order; products of a matrix product rounded as the contract says; exp with the contract's errors, its maximum
-subtracted in one pass or online; scores and weights rounded to io at the edges of inner calls where the contract allows.
+It holds for kernels that evaluate the declaration's own steps, with these freedoms: sums (n-ary ones of a definition
+too) in any order; products of a matrix product rounded as the contract says; exp with the contract's errors, its
+maximum subtracted in one pass or online; scores and weights rounded to io at the edges of inner calls where the
+contract says so.
 Rules per step: Higham, Accuracy and Stability, ch. 2-4. It needs no derivation per formula, and is loose: errors that
 cancel in softmax (numerator against denominator) are added up.
 """
@@ -31,8 +32,8 @@ FEW = 4
 class Approximate:
     """`value` and `error` (None: exact), of one shape.
 
-    A sum also knows its `terms`: the number of additions in it, the sum of the magnitudes and the sum of the errors that
-    its terms bring; a further addition counts from these, because a kernel may add in another order (start the
+    A sum also knows its `terms`: the number of additions in it, the sum of the magnitudes and the sum of the errors
+    that its terms bring; a further addition counts from these, because a kernel may add in another order (start the
     accumulator of a matrix product from the bias, for one).
     """
 
@@ -188,7 +189,7 @@ class Rounding:
         return Approximate(value, np.where(np.isneginf(a.value), 0.0, error + (1 + rescalings) * self.model.eta))
 
     def _saved(self, a: Approximate, length: int) -> Array:
-        """Error of x - L, L = peak + log s saved in io, 0 <= log s <= log(length): four roundings, one of them to io."""
+        """Error of x - L, L = peak + log s saved in io, 0 <= log s <= log(length): 4 roundings, and one to io."""
         size = np.where(np.isfinite(a.value), a.as_terms()[1], 0.0) + math.log(length)
         return join(self.model.few(4), self.contract.u_out) * size + self.contract.eta_out
 

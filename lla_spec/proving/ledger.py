@@ -17,7 +17,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +73,12 @@ class LedgerEntry:
     @property
     def failed(self) -> bool:
         return self.status == REFUTED
+
+    def details(self) -> list[str]:
+        """Shapes, teeth and conditions, a line each."""
+        shapes = "; ".join(map(_shape, self.listed_shapes)) or "none"
+        mutants = ", ".join(f"{number} {word.replace('_', ' ')}" for word, number in self.teeth.items()) or "not asked"
+        return [f"    shapes: {shapes}", f"    mutants: {mutants}", *(f"    where {line}" for line in self.conditions)]
 
     def __str__(self) -> str:
         notes = [note for note in (self.message, self.residual and f"left over: {self.residual}") if note]
@@ -232,13 +238,19 @@ def _shape(sizes: Mapping[str, int]) -> str:
 
 def prove_all(laws: Iterable[Law] | None = None, *, jobs: int | None = None) -> Ledger:
     """The ledger of `laws` (all of the registry unless given), on `jobs` processes (as many as CPUs, at most 4)."""
+    return Ledger(list(prove_each(laws, jobs=jobs)))
+
+
+def prove_each(laws: Iterable[Law] | None = None, *, jobs: int | None = None) -> Iterator[LedgerEntry]:
+    """The entries of `prove_all` one by one, in the order of the laws, each as soon as it is known."""
     chosen = list(registry.laws.values() if laws is None else laws)
     jobs = min(4, os.cpu_count() or 1) if jobs is None else jobs
     registered = all(registry.laws.get(law.id) is law for law in chosen)
     if jobs < 2 or len(chosen) < 2 or not registered:
-        return Ledger([prove_law(law) for law in chosen])
+        yield from map(prove_law, chosen)
+        return
     with ProcessPoolExecutor(jobs) as pool:
-        return Ledger(list(pool.map(_prove_registered, [law.id for law in chosen])))
+        yield from pool.map(_prove_registered, [law.id for law in chosen])
 
 
 def _prove_registered(law_id: str) -> LedgerEntry:
@@ -281,6 +293,21 @@ def compare(ledger: Ledger, recorded: Mapping[str, str]) -> Comparison:
     return Comparison(told(-1), missing, tuple(i for i in now if i not in recorded), told(1))
 
 
+def fallen(entries: Sequence[LedgerEntry], recorded: Mapping[str, str] | None = None) -> list[str]:
+    """What is worse than recorded among `entries`, a line each: statuses that fell, and laws that are refuted."""
+    comparison = compare(Ledger(list(entries)), read() if recorded is None else recorded)
+    refuted = [f"{entry.id}: {entry.message}" for entry in entries if entry.failed]
+    return [*(f"{line} (its status fell)" for line in comparison.fallen), *refuted]
+
+
+def render(entries: Sequence[LedgerEntry], *, detailed: bool = False) -> tuple[list[str], dict[str, Any]]:
+    """`entries` as lines for people, with everything that is known of each where `detailed`, and as JSON."""
+    ledger = Ledger(list(entries))
+    lines = [line for entry in entries for line in (str(entry).splitlines() + (entry.details() if detailed else []))]
+    counted = ", ".join(f"{number} {status}" for status, number in ledger.counts().items() if number)
+    return [*lines, counted or "no laws"], ledger.as_json()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m lla_spec.proving.ledger [--write | --json]`: exit 1 where a law is refuted or a status fell."""
     parser = argparse.ArgumentParser(prog="python -m lla_spec.proving.ledger", description=main.__doc__)
@@ -290,18 +317,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import lla_spec.formulas  # noqa: F401  (declares the laws)
 
     ledger = prove_all()
-    if options.json:
-        print(json.dumps(ledger.as_json(), indent=1, ensure_ascii=False))
-    else:
-        print(*ledger.entries, sep="\n")
-        print(", ".join(f"{number} {status}" for status, number in ledger.counts().items() if number))
-    comparison = compare(ledger, read())
+    lines, content = render(ledger.entries)
+    print(*([json.dumps(content, indent=1, ensure_ascii=False)] if options.json else lines), sep="\n")
     if options.write:
         write(ledger)
-    elif comparison.fallen or comparison.missing:
-        print("fell:", *comparison.fallen, *(f"{i}: no longer declared" for i in comparison.missing), file=sys.stderr)
-        return 1
-    return int(any(entry.failed for entry in ledger.entries))
+    missing = [f"{law}: recorded, and no longer declared" for law in compare(ledger, read()).missing]
+    worse = [*fallen(ledger.entries), *missing]
+    print(*worse, sep="\n", end="\n" if worse else "", file=sys.stderr)
+    return int(bool(worse))
 
 
 if __name__ == "__main__":

@@ -115,11 +115,11 @@ def changed_coefficients(side: Tensor) -> Iterator[tuple[str, Tensor]]:
 def _changes(expr: Any) -> Iterator[tuple[str, Any]]:
     """`expr` with a sum or a term doubled, a power squared, an exponential's argument doubled, or a scalar dropped."""
     if isinstance(expr, sp.Sum):
-        yield "sum doubled", sp.Add(expr, expr)
+        yield "sum doubled", _doubled(expr)
     if isinstance(expr, sp.Pow):
-        yield f"exponent {expr.exp} doubled", sp.Pow(expr.base, sp.Mul(2, expr.exp))
+        yield f"exponent {expr.exp} doubled", sp.Pow(expr.base, _doubled(expr.exp))
     if isinstance(expr, sp.exp):
-        yield "exponent doubled", sp.exp(2 * expr.args[0])
+        yield "exponent doubled", _rebuilt(expr, _doubled(expr.exp))
     for position, part in enumerate(expr.args):
         if isinstance(expr, sp.Add):
             yield f"term {position + 1} doubled", expr + part
@@ -131,6 +131,10 @@ def _changes(expr: Any) -> Iterator[tuple[str, Any]]:
         for position, part in enumerate(expr.args):
             for name, inner in _changes(part):
                 yield name, _rebuilt(expr, *expr.args[:position], inner, *expr.args[position + 1 :])
+
+
+def _doubled(expr: Any) -> Any:
+    return 2 * expr
 
 
 def _rebuilt(expr: Any, *args: Any) -> Any:

@@ -1,7 +1,7 @@
 """Straightforward torch kernels of each operation, for tests of bounds: accumulation in float32, io in any dtype.
 
-Each takes torch tensors of the io dtype and keyword options of the operation, and returns a result of the io dtype. They
-differ in the freedoms that a contract gives: order of summation, online or two-pass softmax, weights cast or not.
+Each takes torch tensors of the io dtype and keyword options of the operation, and returns a result of the io dtype.
+They differ in the freedoms that a contract gives: order of summation, online or two-pass softmax, weights cast or not.
 """
 
 from __future__ import annotations

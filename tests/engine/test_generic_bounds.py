@@ -1,4 +1,4 @@
-"""The generic rule holds for real kernels, forward and backward, in every dtype; `bound` is the smaller of both rules."""
+"""The generic rule holds for real kernels, forward and backward, in every dtype; `bound` is the smaller of both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lla_spec.evaluating.rounding import Approximate, Rounding
 from tests.engine.kernels import FORWARD, TORCH, attention, autograd, random_arguments, rounded_to, wide
 
 CASES = 30
-ROWS = [(name, kernel, dtype) for name, kernels in FORWARD.items() for kernel in kernels for dtype in ("fp64", "fp32", "bf16", "fp16")]
+ROWS = [(name, kernel, dtype) for name, kernels in FORWARD.items() for kernel in kernels for dtype in TORCH]
 
 
 def contract_of(kernel: str, dtype: str) -> Contract:
@@ -51,7 +51,8 @@ def test_the_generic_rule_holds_backward(name: str, kernel: str, dtype: str) -> 
         given, tensors, options = rounded_to(random_arguments(name, rng), dtype)
         out = FORWARD[name][kernel](*tensors, **options)
         grad_output = torch.from_numpy(np.asarray(rng.normal(size=tuple(out.shape)))).to(TORCH[dtype])
-        found = dict(zip(given, autograd(FORWARD[name][kernel])(*tensors, grad_output=grad_output, **options), strict=False))
+        gradients = autograd(FORWARD[name][kernel])(*tensors, grad_output=grad_output, **options)
+        found = dict(zip(given, gradients, strict=False))
         arguments = {**given, "grad_output": grad_output.double().numpy()}
         judged = generic_bound(name, arguments, contract_of(kernel, dtype), vjp=True, exact=dtype == "fp64")
         for key, gradient in judged.items():
@@ -177,5 +178,6 @@ def test_an_exact_zero_stays_exact() -> None:
 
 def test_a_divisor_that_may_be_zero_has_no_bound() -> None:
     domain = Rounding(contract("strict", "fp32"))
-    assert np.isinf(domain.power(Approximate(np.array([1.0]), np.array([1.0])), Fraction(-1)).deviation).all()
-    assert np.isinf(domain.log(Approximate(np.array([1.0]), np.array([2.0]))).deviation).all()
+    with np.errstate(divide="ignore"):
+        assert np.isinf(domain.power(Approximate(np.array([1.0]), np.array([1.0])), Fraction(-1)).deviation).all()
+        assert np.isinf(domain.log(Approximate(np.array([1.0]), np.array([2.0]))).deviation).all()

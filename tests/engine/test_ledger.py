@@ -198,6 +198,35 @@ def test_a_status_that_drops_is_told_and_a_new_law_is_not_a_failure():
     assert comparison.missing == ("gone",) and comparison.new == ("d",)
 
 
+def test_what_fell_and_what_is_refuted_is_told_a_line_each():
+    now = [entry("a", "tested"), replace(entry("b", "refuted"), message="false at n = 1"), entry("new", "tested")]
+    assert ledgers.fallen(now, {"a": "proved (listed shapes)", "elsewhere": "tested"}) == [
+        "a: proved (listed shapes) → tested (its status fell)",
+        "b: false at n = 1",
+    ]
+
+
+def test_a_ledger_reads_one_law_a_line_and_ends_in_counts():
+    proved = LedgerEntry(
+        "a", "proved (listed shapes)", False, [{"n": 1}], {"killed": 3, "set_aside": 0, "survived": 0}, ["x[i] > 0"],
+        residual="all dimensions: y",
+    )  # fmt: skip
+    instance = replace(entry("b", "tested"), corollary_of="a")
+    lines, content = ledgers.render([proved, instance], detailed=True)
+    assert lines == [
+        "a: proved (listed shapes)",
+        "    left over: all dimensions: y",
+        "    shapes: n = 1",
+        "    mutants: 3 killed, 0 set aside, 0 survived",
+        "    where x[i] > 0",
+        "b: tested (an instance of a)",
+        "    shapes: none",
+        "    mutants: not asked",
+        "1 proved (listed shapes)",
+    ]
+    assert [law["id"] for law in content["laws"]] == ["a", "b"]
+
+
 def test_the_record_is_the_same_whatever_the_order_and_the_time(tmp_path):
     entries = [entry("b", "tested"), entry("a", "proved (listed shapes)")]
     one, two = tmp_path / "one.json", tmp_path / "two.json"

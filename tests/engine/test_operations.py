@@ -50,10 +50,12 @@ def test_the_signature_is_read_off_the_declaration(name: str) -> None:
 
 
 def torch_of(arguments: dict[str, Any], leaves: bool) -> dict[str, Any]:
-    return {
-        key: torch.from_numpy(value).requires_grad_(leaves and value.dtype != bool) if isinstance(value, np.ndarray) else value
-        for key, value in arguments.items()
-    }
+    def tensor(value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value
+        return torch.from_numpy(value).requires_grad_(leaves and value.dtype != bool)
+
+    return {key: tensor(value) for key, value in arguments.items()}
 
 
 TORCH = {
@@ -111,7 +113,8 @@ def test_causal_is_aligned_at_the_bottom_right() -> None:
     causal = oracle("attention", {"q": Q, "k": K, "v": V, "is_causal": True})
     np.testing.assert_array_equal(causal, oracle("attention", {"q": Q, "k": K, "v": V, "mask": lower}))
     top = oracle("attention", {"q": Q, "k": K, "v": V, "is_causal": True}, causal_alignment="top_left")
-    np.testing.assert_array_equal(top, oracle("attention", {"q": Q, "k": K, "v": V, "mask": np.tril(np.ones((4, 5), bool))}))
+    lower_left = np.tril(np.ones((4, 5), bool))
+    np.testing.assert_array_equal(top, oracle("attention", {"q": Q, "k": K, "v": V, "mask": lower_left}))
     both = oracle("attention", {"q": Q, "k": K, "v": V, "is_causal": True, "mask": KEEP})
     np.testing.assert_array_equal(both, oracle("attention", {"q": Q, "k": K, "v": V, "mask": KEEP & lower}))
 
@@ -127,7 +130,8 @@ def test_a_row_without_keys_is_zero_and_sends_no_gradient(exact: bool) -> None:
     assert (gradients["q"][0, 1] == 0).all()
     moved = {**arguments, "q": Q.copy()}
     moved["q"][0, 1] = 1e3
-    other = oracle("attention", {**moved, "grad_output": G * np.where(keep.any(-1), 1.0, 99.0)[..., None]}, vjp=True, exact=exact)
+    louder = G * np.where(keep.any(-1), 1.0, 99.0)[..., None]
+    other = oracle("attention", {**moved, "grad_output": louder}, vjp=True, exact=exact)
     for key in ("k", "v"):
         np.testing.assert_array_equal(gradients[key], other[key])
     judged = generic_bound("attention", arguments, F32)
@@ -212,7 +216,7 @@ def test_the_exact_oracle_is_correctly_rounded() -> None:
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("attention", {"q": Q, "k": K}, r"attention: v is missing"),
-    ("attention", {"q": Q, "k": K, "v": V, "mask": KEEP[..., :3]}, r"mask has shape \(2, 4, 3\), which does not broadcast"),
+    ("attention", {"q": Q, "k": K, "v": V, "mask": KEEP[..., :3]}, r"mask has shape \(2, 4, 3\), which does not broad"),
     ("attention", {"q": Q, "k": normal(2, 5, 7), "v": V}, r"k has shape \(2, 5, 7\), 7 on axis -1, but d is already 3"),
     ("attention", {"q": Q, "k": normal(3, 5, 3), "v": V}, r"the leading axes do not broadcast: q \(2,\), k \(3,\)"),
     ("linear", {"x": normal(2, 3), "weight": normal(2, 4, 3)}, r"weight has shape \(2, 4, 3\) but takes no batch axes"),
@@ -223,7 +227,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "message"), BAD, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("name", "arguments", "message"), BAD, ids=lambda v: v if isinstance(v, str) else "")
 def test_bad_arguments_are_named(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         oracle(name, arguments)
@@ -241,7 +245,8 @@ def test_no_rows_and_no_batches_are_legal() -> None:
     assert oracle("softmax", {"x": np.zeros((0, 3))}).shape == (0, 3)
     assert oracle("attention", {"q": np.zeros((2, 0, 3)), "k": K, "v": V}).shape == (2, 0, 6)
     assert bound("linear", {"x": np.zeros((0, 3)), "weight": normal(4, 3)}, F32).error.shape == (0, 4)
-    gradients = oracle("linear", {"x": np.zeros((0, 3)), "weight": normal(4, 3), "grad_output": np.zeros((0, 4))}, vjp=True)
+    empty = {"x": np.zeros((0, 3)), "weight": normal(4, 3), "grad_output": np.zeros((0, 4))}
+    gradients = oracle("linear", empty, vjp=True)
     np.testing.assert_array_equal(gradients["weight"], np.zeros((4, 3)))
 
 
