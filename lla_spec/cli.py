@@ -148,22 +148,21 @@ def prove(
     json_: Annotated[Path | None, typer.Option("--json", help="write the ledger here")] = None,
 ) -> None:
     """Prove every law: for all dimensions, at listed shapes by an independent engine, with teeth."""
-    from lla_spec.proving.ledger import fallen, prove_law, render
+    from lla_spec.proving import ledger
 
     with _one_line_errors():
         laws = _laws(law or [])
         entries = []
         with _progress() as bar:
             task = bar.add_task("proving", total=len(laws))
-            for each in laws:
-                bar.update(task, description=each.id)
-                entries.append(prove_law(each))
-                bar.advance(task)
-        lines, ledger = render(entries, detailed=bool(law))
-        out.print("\n".join(lines), markup=False, highlight=False)
+            for entry in ledger.prove_each(laws):
+                bar.update(task, description=entry.id, advance=1)
+                entries.append(entry)
+        lines, content = ledger.render(entries, detailed=bool(law))
+        out.print("\n".join([*lines, "TRUST.md says what this rests on."]), markup=False, highlight=False)
         if json_ is not None:
-            json_.write_text(json.dumps(ledger, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        worse = fallen(entries)
+            json_.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        worse = ledger.fallen(entries)
         for line in worse:
             err.print(line, markup=False, highlight=False)
         raise typer.Exit(1 if worse else 0)

@@ -349,9 +349,8 @@ def assume(relation: Relation, *, by: Mapping[Tensor, Any]) -> Tensor:
 
     Returns the slack right - left as a tensor (≥ 0 where the relation is ≤), for use in a certificate.
     """
-    left, right = (side.entry if isinstance(side, Tensor) else side for side in (relation.left, relation.right))
-    axes = sorted(free_indices(left) | free_indices(right), key=str)
-    slack = Tensor("slack", axes, right - left, nonnegative=relation.kind == "<=")
+    left, right = sides_of(relation)
+    slack = Tensor("slack", left.axes, right[left.axes] - left.entry, nonnegative=relation.kind == "<=")
     built = {t: (v if isinstance(v, Tensor) else Tensor(t.name, t.axes, sp.sympify(v))) for t, v in by.items()}
     for constrained, construction in built.items():
         if constrained in inputs_of(construction):
@@ -449,7 +448,7 @@ def _declare(function: Any, kind: str, evaluate: str | None, corollary_of: str |
         if kind == "theorem" and relation.because is None:
             raise DeclarationError("a theorem needs its certificate: Le(left, right, because=…)")
         matrix = relation.right if isinstance(relation.right, sp.MatrixExpr) else None
-        left, right = _sides(relation)
+        left, right = sides_of(relation)
         because = None if relation.because is None else Tensor("because", left.axes, relation.because)
         law = Law(
             name, topic, kind, left, right, relation.kind, hypotheses, because, matrix, evaluate, corollary_of,
@@ -460,7 +459,7 @@ def _declare(function: Any, kind: str, evaluate: str | None, corollary_of: str |
     return law
 
 
-def _sides(relation: Relation) -> tuple[Tensor, Tensor]:
+def sides_of(relation: Relation) -> tuple[Tensor, Tensor]:
     """Both sides as tensors over the same axes."""
     left, right = relation.left, relation.right
     if isinstance(right, sp.MatrixExpr):

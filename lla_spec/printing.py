@@ -60,7 +60,7 @@ def _product(matrices: list[Any], row: Index, column: Index) -> sp.Expr:
     first, *rest = matrices
     if not rest:
         return matrix_entry(first, row, column)
-    inner = Index("l", _dim(first.shape[1])).fresh()
+    inner = Index("k", _dim(first.shape[1])).fresh()
     return Sum(matrix_entry(first, row, inner) * _product(rest, inner, column), inner)
 
 
@@ -161,6 +161,12 @@ class _Plain(StrPrinter):
         return super()._print_Pow(expr, rational=rational).replace("**", "^").replace("sqrt", "√")
 
 
+def plain_expression(side: Tensor | sp.Basic) -> str:
+    """An expression, or a tensor's body, as plain text."""
+    expr = side if isinstance(side, sp.Basic) else side.entry if side.body is None else side.body
+    return _Plain().doprint(expr)
+
+
 def plain(result: Tensor) -> str:
     """The definitions that make `result`, on one line of plain text.
 
@@ -173,4 +179,4 @@ def plain(result: Tensor) -> str:
     return "; ".join(lines)
 
 
-__all__ = ["RowSoftmax", "definitions_latex", "explicit", "latex", "matrix_entry", "plain", "row_softmax"]
+__all__ = ["RowSoftmax", "definitions_latex", "explicit", "latex", "matrix_entry", "plain", "plain_expression", "row_softmax"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lla_spec.language import Formula, Law, registry
-from lla_spec.printing import definitions_latex, latex, plain
+from lla_spec.printing import definitions_latex, latex, plain, plain_expression
 from lla_spec.symbols import expand
 
 
@@ -11,7 +11,7 @@ def show_formula(formula: Formula, *, latex: bool = False) -> str:
     """Definitions, torch signature, source and laws of a formula; with `latex`, the definitions as LaTeX alone."""
     if latex:
         return definitions_latex(formula.result)
-    from lla_spec.evaluating.operations import signature
+    from lla_spec.evaluating.arguments import signature
 
     lines = [f"{formula.id}    {formula.source}", ""]
     lines += [f"  {text}" for text in plain(formula.result).split("; ")]
@@ -29,10 +29,11 @@ def show_law(law: Law, *, latex: bool = False) -> str:
     lines = [f"{law.id}    {law.kind} of {law.operation}    {law.source}", "", f"  {law.doc}", ""]
     for hypothesis in law.hypotheses:
         relation = hypothesis.relation
-        lines.append(f"  given     {relation.left} {'≤' if relation.kind == '<=' else '='} {relation.right}")
+        left, right = (plain_expression(side) for side in (relation.left, relation.right))
+        lines.append(f"  given     {left} {'≤' if relation.kind == '<=' else '='} {right}")
     lines += [f"  left      {plain(law.left)}", f"  {sign} right   {plain(law.right)}"]
     if law.because is not None:
-        lines.append(f"  because   right - left = {law.because.body} ≥ 0")
+        lines.append(f"  because   right - left = {plain_expression(law.because)} ≥ 0")
     return "\n".join(lines)
 
 
@@ -50,7 +51,7 @@ def _first_line(law: Law) -> str:
 
 def listing() -> str:
     """Every page: its operations with their torch signatures, its laws with their first lines."""
-    from lla_spec.evaluating.operations import signature
+    from lla_spec.evaluating.arguments import signature
 
     lines = []
     for topic in dict.fromkeys(formula.topic for formula in registry.formulas.values()):

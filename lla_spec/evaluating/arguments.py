@@ -264,7 +264,7 @@ class _Reader:
         if causal:
             keep = keep & self._lower_triangle(*shape[-2:])
         self.masks[name] = keep
-        empty = ~keep.any(axis=-1)
+        empty = ~np.asarray(keep.any(axis=-1))
         if empty.any():
             keep = keep | empty[..., None]
             self.empty = (tensor.axes[:-1], empty)

@@ -54,7 +54,7 @@ def enclose(plan: Plan, inputs: Mapping[str, Any], bits: int = DEFAULT_BITS) -> 
 
 
 def enclosure(values: Array) -> Enclosure:
-    """Balls as float64 pairs, under the precision that they were computed with."""
+    """Balls as float64 pairs, under the precision that they were computed with. NaN and inf balls have radius inf."""
     flat = [_pair(value) for value in np.asarray(values, dtype=object).ravel().tolist()]
     columns: list[Array] = [np.array([pair[k] for pair in flat], dtype=np.float64) for k in range(3)]
     shape = np.shape(values)
@@ -66,8 +66,8 @@ def _pair(value: Any) -> tuple[float, float, float, bool]:
     ball = value if isinstance(value, arb) else arb(float(value))
     middle = ball.mid()
     high = float(middle)
-    if not ball.is_finite():
-        exact = ball.is_exact() or high != high
+    if not ball.is_finite():  # an exact infinity, or a ball that knows nothing (NaN too)
+        exact = ball.is_exact() and high == high
         return high, 0.0, 0.0 if exact else float("inf"), exact
     low = float(middle - arb(high)) if np.isfinite(high) else 0.0
     radius = ball - arb(high) - arb(low) if np.isfinite(high) else arb(0)

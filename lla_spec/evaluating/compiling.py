@@ -123,8 +123,8 @@ class _Compiler(Contractions):
         """The value of a rewrite's result, over `axes`. Where it is nothing but another call, that call is no edge."""
         body: Any = made.body
         assert body is not None
-        if isinstance(body, sp.Indexed) and body.base.label.tensor.call is not None:
-            self.tensor(body.base.label.tensor, outermost=True)
+        if isinstance(body, sp.Indexed) and _tensor(body).call is not None:
+            self.tensor(_tensor(body), outermost=True)
         value = self.expression(body)
         return value.renamed(dict(zip(made.axes, axes, strict=True)))
 
@@ -169,8 +169,8 @@ class _Compiler(Contractions):
         if isinstance(index, Index):
             dim = index.dim
             return Value(self.emit("positions", [], lambda _, sizes: np.arange(dim.size(sizes)), dim), (index,))
-        if isinstance(index, sp.Indexed) and index.base.label.tensor.permutation:
-            table = index.base.label.tensor
+        if isinstance(index, sp.Indexed) and _tensor(index).permutation:
+            table = _tensor(index)
             return self.entry(self.tensor(table), table.axes, index.indices)
         raise DeclarationError(f"{index} stands as an index; that must be an index, a number or a permutation's entry")
 
@@ -178,7 +178,7 @@ class _Compiler(Contractions):
 
     def expression(self, expr: Any) -> Value:
         if isinstance(expr, sp.Indexed):
-            tensor = expr.base.label.tensor
+            tensor = _tensor(expr)
             return self.entry(self.tensor(tensor), tensor.axes, expr.indices)
         if isinstance(expr, Label):
             return self.tensor(expr.tensor)
@@ -265,7 +265,7 @@ class _Compiler(Contractions):
 
     def sum(self, expr: Any) -> Value:
         body = expr
-        bound: list[Index] = []
+        bound: list[Any] = []
         while isinstance(body, sp.Sum):
             bound += [limit[0] for limit in body.limits]
             body = body.function
@@ -277,4 +277,5 @@ class _Compiler(Contractions):
         return Value(self.method("negate", [value.register]), value.axes) if negative else value
 
 
-
+def _tensor(entry: Any) -> Tensor:
+    return entry.base.label.tensor

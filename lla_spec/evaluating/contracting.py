@@ -112,7 +112,9 @@ class Contractions:
         if not inside:
             return self.multiply_all(outside)
         shared = [index for index in bound if any(index in value.axes for value in inside)]
-        total = self.matrix_product(*inside, shared) if len(inside) == 2 else self.reduced(inside[0], shared)
+        if len(inside) == 1:
+            return self.multiply_all([*outside, self.reduced(inside[0], shared)])
+        total = self.matrix_product(inside[0], inside[1], shared)
         return self.multiply_all([*outside, total])
 
     def masked(self, values: list[Value]) -> list[Value]:

@@ -139,9 +139,7 @@ class Plan:
                     used.add(step.name)
         return used <= {"add", "keep", "maximum", "exp"} and bool(used - {"add"})
 
-    def run(
-        self, domain: Domain, inputs: Mapping[str, Any], sizes: Mapping[str, int] | None = None
-    ) -> dict[str, Any]:
+    def run(self, domain: Domain, inputs: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
         """The results by name, each (batch axes, own axes).
 
         `inputs` by parameter name: float64 arrays, numbers, or Bounded where a value is known within an error.

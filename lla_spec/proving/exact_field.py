@@ -27,10 +27,11 @@ class ExactField(Generators):
         return self.ring.constant(fmpq(value.numerator, value.denominator))
 
     def power(self, base: Polynomial, exponent: Fraction) -> Polynomial:
-        if exponent.denominator > 2:
+        while exponent.denominator % 2 == 0:
+            base, exponent = self.sqrt(base), 2 * exponent
+        if exponent.denominator > 1:
             return self.function(f"power {exponent}", [base])
-        root = base if exponent.denominator == 1 else self.sqrt(base)
-        return (root if exponent > 0 else self.inverse(root)) ** abs(exponent.numerator)
+        return (base if exponent > 0 else self.inverse(base)) ** abs(exponent.numerator)
 
     def inverse(self, p: Polynomial) -> Polynomial:
         """1/p, irreducible factor by irreducible factor, so that 1/(P·Q) is 1/P · 1/Q."""
@@ -97,7 +98,7 @@ class ExactField(Generators):
     def exp(self, p: Polynomial) -> Polynomial:
         """exp(Σ c·m) = Π exp(c·m), and exp(c log P) = P^c for c a multiple of ½."""
         out = self.one
-        for monomial, coefficient in self._canonical(p).terms():
+        for monomial, coefficient in self._apart(p).terms():
             alone = self._which(self.ring.from_dict({monomial: 1}))
             if alone is not None and alone.kind == "logarithm" and coefficient.q <= 2:
                 out = out * self.power(alone.of, Fraction(int(coefficient.p), int(coefficient.q)))
@@ -167,11 +168,24 @@ class ExactField(Generators):
 
     def _canonical(self, p: Polynomial) -> Polynomial:
         """`p` as numerator times inverses of the denominator's factors, in lowest terms: what keys are made of."""
-        used = set(itertools.compress(range(len(self.generators)), p.degrees()))
-        if not any(self.generators[number].kind in ("inverse", "root") for number in used):
+        if self._is_canonical(p):
             return p
         numerator, denominator = self._fraction(p)
         return numerator if denominator.is_one() else numerator * self.inverse(denominator)
+
+    def _is_canonical(self, p: Polynomial) -> bool:
+        """Whether no inverse and no root stands in `p`."""
+        used = itertools.compress(self.generators, p.degrees())
+        return not any(generator.kind in ("inverse", "root") for generator in used)
+
+    def _apart(self, p: Polynomial) -> Polynomial:
+        """`p` as a polynomial plus a remainder over the denominator, term by term: (x + c·T)/T is x·(1/T) + c."""
+        if self._is_canonical(p):
+            return p
+        numerator, denominator = self._fraction(p)
+        whole, rest = divmod(numerator, denominator)
+        terms = (self.ring.from_dict({monomial: coefficient}) for monomial, coefficient in rest.terms())
+        return sum((self._canonical(term * self.inverse(denominator)) for term in terms), whole)
 
     def _factored(self, p: Polynomial) -> tuple[fmpq, list[tuple[Polynomial, int]]]:
         """(c, [(f, k), …]) with p = c · Π f^k, multiplied out again to be sure."""

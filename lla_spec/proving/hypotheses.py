@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lla_spec.language import Hypothesis, Law, _sides
+from lla_spec.language import Hypothesis, Law, sides_of
 from lla_spec.proving.conditions import readable
 from lla_spec.proving.rewriting import Rewriter
 from lla_spec.symbols import Tensor
@@ -60,7 +60,7 @@ def claim(law: Law, dropped: Hypothesis | None = None) -> Claim:
 
 
 def _check(number: int, hypothesis: Hypothesis, build: Rewriter) -> Obligation:
-    left, right = _sides(hypothesis.relation)
+    left, right = sides_of(hypothesis.relation)
     built = ", ".join(tensor.name for tensor in hypothesis.by) or "nothing"
     name = f"hypothesis {number}: the construction of {built} satisfies {readable(left.body)} = {readable(right.body)}"
     return Obligation(name, build(left), build(right))

@@ -108,6 +108,8 @@ class _Elimination:
             (block, *path), new = paths[along], axes[along]
             body = tensor.blocks[block]
             part = tensor.axes[along].dim.parts[block]
+            if part in tensor.axes:
+                raise Unsplittable(f"{tensor.name}: {part} is an axis and the index of block {block + 1}; rename one")
             if path:
                 places[part] = (tuple(path), new)
             else:
@@ -123,9 +125,6 @@ class _Elimination:
         if isinstance(expr, sp.KroneckerDelta):
             return self._delta(expr, places)
         if isinstance(expr, ExprWithLimits):
-            for index, *_ in reversed(expr.limits):
-                if not isinstance(index, Index):
-                    raise Unsplittable(f"a sum over {index}, which is not an index")
             return self._bound(expr, places)
         if isinstance(expr, Dim):
             return _size(expr)
@@ -155,6 +154,10 @@ class _Elimination:
         """A sum, or a maximum: innermost index first, each over the parts of its dimension."""
         *inner, (index, low, high) = expr.limits
         make = type(expr)
+        if make not in (sp.Sum, Maximum):
+            raise Unsplittable(f"{make.__name__} over {index}: only sums and maxima may run over indices")
+        if not isinstance(index, Index) or (index, low, high) != index.limits:
+            raise Unsplittable(f"a sum over {index} from {low} to {high}: it must run through all of an index's dimension")
         function = make(expr.function, *inner) if inner else expr.function
         if not index.dim.parts:
             return make(self.rewrite(function, places), (index, low, high))
@@ -164,6 +167,8 @@ class _Elimination:
             if make is Maximum and isinstance(body, Kept) and body.args[1] == 0:
                 continue  # nothing is kept of this part
             terms.append(make(body, part.limits))
+        if not terms:
+            raise Unsplittable(f"a maximum over {index} of which no part is kept")
         if make is Maximum:
             return terms[0] if len(terms) == 1 else sp.Max(*terms)
         return sp.Add(*terms)

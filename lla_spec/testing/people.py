@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lla_spec.evaluating.contracts import contract as named_contract
 from lla_spec.evaluating.edges import ratios
-from lla_spec.evaluating.operations import signature
+from lla_spec.evaluating.arguments import signature
 from lla_spec.testing.inputs import DTYPE_NAMES
 from lla_spec.testing.judge import Truth, as_numpy, truth_of
 from lla_spec.testing.runner import Options, Session, run_all

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lla_spec.language import Law, Relation, _sides, registry
+from lla_spec.language import Law, Relation, registry, sides_of
 from lla_spec.symbols import Tensor
 
 
@@ -22,7 +22,7 @@ def undeclared_afterwards() -> Iterator[None]:
 
 def law_of(relation: Relation, name: str = "statement") -> Law:
     """A relation as a law without hypotheses; it need not call an operation."""
-    left, right = _sides(relation)
+    left, right = sides_of(relation)
     because = None if relation.because is None else Tensor("because", left.axes, relation.because)
     kind = "identity" if because is None else "theorem"
     return Law(name, "test", kind, left, right, relation.kind, (), because, None, None, None, "", "")

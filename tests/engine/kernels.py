@@ -85,8 +85,16 @@ def scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | None, causa
     return s if mask is None else s.masked_fill(~mask, -math.inf)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None,
-              is_causal: bool = False, cast: torch.dtype | None = None, late: bool = False) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    is_causal: bool = False,
+    cast: torch.dtype | None = None,
+    late: bool = False,
+) -> Tensor:
     """Weights first, or (`late`) the division after the product with v; weights cast to `cast`."""
     s = scores(q, k, mask, scale, is_causal)
     peak = s.amax(-1, keepdim=True)

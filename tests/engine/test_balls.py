@@ -11,6 +11,7 @@ from lla_spec.calculus import gradient_parameters
 from lla_spec.evaluating.balls import Balls, enclose, enclosure, precision
 from lla_spec.evaluating.compiling import compile_formula, compile_vjp
 from lla_spec.evaluating.float64 import Float64
+from lla_spec.evaluating.operations import oracle
 from lla_spec.language import Formula, registry
 from tests.engine.test_plan import numbers
 
@@ -59,6 +60,15 @@ def test_minus_infinity_is_a_weight_of_exactly_zero() -> None:
     (ball,) = enclose(plan, {"x": np.array([[0.0, -np.inf, 0.0]])}).values()
     np.testing.assert_array_equal(ball.high, [[0.5, 0.0, 0.5]])
     assert ball.radius[0, 1] == 0.0
+
+
+def test_scores_near_the_largest_float64_are_resolved_by_a_wider_precision() -> None:
+    plan = compile_formula(registry.formulas["attention"])
+    values = {"Q": np.array([[1e150]]), "K": np.array([[1e150], [-1e150]]), "V": np.array([[3.0], [4.0]]), "scale": 0.3}
+    values["M"] = np.ones((1, 2))
+    assert not enclose(plan, values, bits=128)["O"].rounded.any()
+    found = oracle("attention", {"q": values["Q"], "k": values["K"], "v": values["V"], "scale": 0.3}, exact=True)
+    assert found == 3.0
 
 
 def test_what_is_hidden_does_not_reach_a_ball() -> None:

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import pytest
 import sympy as sp
+from sympy import Rational
 
 import lla_spec.formulas  # noqa: F401  (declares the laws)
 from lla_spec.formulas.softmax import i, j, logsumexp, m, n, softmax, x
@@ -77,6 +78,21 @@ def test_roots_of_exponentials():
 def test_cancellation_inside_an_exponential():
     product = entrywise(x[i, j] * W[i, j])
     assert proved(entrywise(exp(product[i, j] / W[i, j])), entrywise(exp(x[i, j]))).proved
+
+
+def test_an_exponential_is_taken_apart_over_its_denominator():
+    """exp(x/T + c) = exp(x/T) exp(c), and T may be a sum."""
+    temperature = define("T", (i,), Sum(W[i, j], j))
+    whole = entrywise(exp(x[i, j] / temperature[i] + y[i, 0]))
+    assert proved(whole, entrywise(exp(x[i, j] / temperature[i]) * exp(y[i, 0]))).proved
+    assert proved(
+        entrywise(exp((x[i, j] + y[i, 0] * W[i, j]) / W[i, j])), entrywise(exp(y[i, 0]) * exp(x[i, j] / W[i, j]))
+    ).proved
+    assert not proved(whole, entrywise(exp(x[i, j] / temperature[i]))).proved
+
+
+def test_fourth_roots_are_roots_of_roots():
+    assert proved(entrywise(W[i, j] ** Rational(3, 4)), entrywise(sqrt(W[i, j]) * sqrt(sqrt(W[i, j])))).proved
 
 
 def test_cancellation_inside_a_logarithm_and_its_content():

@@ -115,6 +115,10 @@ def test_causal_is_aligned_at_the_bottom_right() -> None:
     top = oracle("attention", {"q": Q, "k": K, "v": V, "is_causal": True}, causal_alignment="top_left")
     lower_left = np.tril(np.ones((4, 5), bool))
     np.testing.assert_array_equal(top, oracle("attention", {"q": Q, "k": K, "v": V, "mask": lower_left}))
+    judged = bound("attention", {"q": Q, "k": K, "v": V, "is_causal": True}, F32, causal_alignment="top_left")
+    np.testing.assert_array_equal(judged.value, top)
+    explicit = bound("attention", {"q": Q, "k": K, "v": V, "mask": lower_left}, F32)
+    np.testing.assert_array_equal(judged.error, explicit.error)
     both = oracle("attention", {"q": Q, "k": K, "v": V, "is_causal": True, "mask": KEEP})
     np.testing.assert_array_equal(both, oracle("attention", {"q": Q, "k": K, "v": V, "mask": KEEP & lower}))
 
@@ -205,6 +209,17 @@ def test_what_depends_on_an_infinity_is_not_judged(value: float) -> None:
     x[0, 0] = np.inf
     judged = bound("softmax", {"x": x}, F32)
     assert np.isinf(judged.error[0]).all() and np.isfinite(judged.error[1]).all()
+
+
+def test_a_hidden_infinity_reaches_nothing() -> None:
+    keep = np.ones((4, 5), bool)
+    keep[:, 2] = False
+    dirty = {"q": Q, "k": K.copy(), "v": V.copy(), "mask": keep}
+    dirty["k"][:, 2], dirty["v"][:, 2] = -np.inf, np.inf
+    clean = oracle("attention", {"q": Q, "k": K, "v": V, "mask": keep})
+    np.testing.assert_array_equal(oracle("attention", dirty), clean)
+    np.testing.assert_allclose(oracle("attention", dirty, exact=True), clean, rtol=1e-13, atol=1e-14)
+    assert np.isfinite(generic_bound("attention", dirty, F32).error).all()
 
 
 def test_the_exact_oracle_is_correctly_rounded() -> None:

@@ -22,6 +22,7 @@ from lla_spec.proving.all_dims.terms import (
     Prime,
     Refused,
     Root,
+    Size,
     freeze,
     monomial_key,
     order_factors,
@@ -243,8 +244,8 @@ class Algebra:
         exponents = dict(monomial)
         for atom, exponent in monomial:
             if isinstance(atom, Root) and exponent < 0:
-                lead, coefficient = leading_term(atom.poly)
-                if all(exponents.get(a, 0) >= e > 0 for a, e in lead):
+                lead, coefficient, needed = leading_term(atom.poly)
+                if needed and all(exponents.get(a, 0) >= e > 0 for a, e in needed):
                     self.spend(len(atom.poly))
                     inverse = tuple((a, -e) for a, e in lead)
                     above = self.product(monomial, inverse, ((atom, Fraction(1)),))
@@ -297,9 +298,19 @@ def _only(poly: Poly) -> Fraction:
     return next(iter(poly.values()))
 
 
-def leading_term(poly: Frozen) -> tuple[Monomial, Fraction]:
-    """The term of the greatest degree, and among those the last by key: an order that products respect well enough."""
-    return max(poly, key=lambda term: (sum(e for _, e in term[0]), monomial_key(term[0])))
+def leading_term(poly: Frozen) -> tuple[Monomial, Fraction, Monomial]:
+    """The term of a denominator that is divided by, as (monomial, coefficient, the part of it that must be there).
+
+    It is the term of the greatest degree, the last by key among equals. Factors that are never zero (dimensions,
+    exponentials) need not be there, unless terms differ by nothing else. A factor that may vanish always must: to
+    divide by it would prove too much.
+    """
+    cores = [tuple(f for f in monomial if not isinstance(f[0], (Size, Exp, Prime))) for monomial, _ in poly]
+    top = max(cores, key=lambda core: (sum(e for _, e in core), monomial_key(core)))
+    if cores.count(top) == 1 and top:
+        return (*poly[cores.index(top)], top)
+    monomial, coefficient = max(poly, key=lambda term: (sum(e for _, e in term[0]), monomial_key(term[0])))
+    return monomial, coefficient, monomial
 
 
 def factor(number: Fraction) -> dict[int, int]:

@@ -8,7 +8,7 @@ from fractions import Fraction
 import sympy as sp
 
 from lla_spec.proving.all_dims.sums import Sums
-from lla_spec.proving.all_dims.terms import Entry, Leaf, Poly, Refused, Root, Size
+from lla_spec.proving.all_dims.terms import ONE, Entry, Leaf, Poly, Refused, Root, Size
 from lla_spec.proving.all_dims.zero import is_zero
 from lla_spec.symbols import Dim, Index, Kept, Label, Maximum, Tensor, is_input
 
@@ -97,12 +97,8 @@ class Reader:
             return engine.exp(engine.constant(1))
         if isinstance(expr, sp.log) and len(expr.args) == 1:
             return engine.log(self._not_zero(self.read(expr.args[0], names), "log of 0"))
-        if isinstance(expr, sp.Pow) and isinstance(expr.exp, sp.Rational):
-            exponent = Fraction(int(expr.exp.p), int(expr.exp.q))
-            base = self.read(expr.base, names)
-            if exponent < 0 or exponent.denominator != 1:
-                base = self._not_zero(base, "division by 0" if exponent < 0 else "root of 0, which needs an argument > 0")
-            return engine.power(base, exponent)
+        if isinstance(expr, sp.Pow):
+            return self._power(self.read(expr.base, names), self.read(expr.exp, names))
         if isinstance(expr, sp.Sum):
             return self._read_sum(expr, names)
         if isinstance(expr, Maximum):
@@ -112,6 +108,16 @@ class Reader:
         if isinstance(expr, Kept):
             raise Refused("Kept outside a maximum")
         raise Refused(f"{type(expr).__name__} ({str(expr)[:60]}) has no normal form")
+
+    def _power(self, base: Poly, exponent: Poly) -> Poly:
+        if any(monomial != ONE for monomial in exponent):  # the condition is base > 0
+            return self.engine.exp(self.engine.mul(exponent, self.engine.log(self._not_zero(base, "log of 0"))))
+        number = exponent.get(ONE, Fraction(0))
+        if number < 0:
+            base = self._not_zero(base, "division by 0")
+        elif number.denominator != 1:
+            base = self._not_zero(base, "root of 0, which needs an argument > 0")
+        return self.engine.power(base, number)
 
     def _not_zero(self, poly: Poly, otherwise: str) -> Poly:
         if any(isinstance(atom, Root) for m in poly for atom, _ in m) and is_zero(self.engine, poly):
