@@ -13,6 +13,7 @@ from lla_spec.evaluating.arguments import Prepared, operation, prepare, torch_pa
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.compiling import compile_results
 from lla_spec.evaluating.contracts import PRECISIONS, Contract, Precision
+from lla_spec.evaluating.exactness import rounded
 from lla_spec.evaluating.float64 import Float64
 from lla_spec.evaluating.operations import bound
 from lla_spec.evaluating.plan import Plan
@@ -20,22 +21,6 @@ from lla_spec.language import Formula
 from lla_spec.symbols import Tensor, expand
 
 Array = np.ndarray
-
-
-def rounded(value: Array, precision: Precision) -> Array:
-    """float64 values rounded to nearest even in another format (subnormals of the format included).
-
-    >>> from lla_spec.evaluating.contracts import PRECISIONS
-    >>> float(rounded(np.array(1.001), PRECISIONS["bf16"]))
-    1.0
-    """
-    with np.errstate(all="ignore"):
-        _, exponent = np.frexp(value)
-        spacing = np.ldexp(2 * precision.unit_roundoff, exponent - 1)
-        spacing = np.maximum(spacing, precision.smallest_subnormal)
-        found = np.rint(value / spacing) * spacing
-        found = np.where(np.abs(found) > precision.largest, np.copysign(np.inf, value), found)
-    return np.where(np.isfinite(value), found, value)
 
 
 class SumsInIo(Float64):

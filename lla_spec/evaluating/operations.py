@@ -17,6 +17,7 @@ from lla_spec.evaluating import balls
 from lla_spec.evaluating.arguments import Prepared, operation, prepare
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
+from lla_spec.evaluating.exactness import results_are_exact, rounded
 from lla_spec.evaluating.float64 import Float64
 from lla_spec.evaluating.nonfinite import Special, special
 from lla_spec.evaluating.rounding import Approximate, Rounding
@@ -70,6 +71,8 @@ def bound(
 ) -> Any:
     """The result and, entry by entry, the most that a kernel of that contract may differ: Bounded, or a dict of them.
 
+    On integers whose sums fit the accumulator the error is 0 and the value is the exact result rounded once (exactness).
+
     The error is the smaller one of the sharp rule's and the generic rule's, forward and for multilinear gradients:
     there both hold for every kernel of the contract (tests/engine/test_generic_bounds.py). The generic rule follows the
     declaration's steps, and other backward passes need not: attention's takes Σ dO·O, of saved and rounded O, for
@@ -87,6 +90,9 @@ def bound(
         for key, generic in _generic(prepared, found, contract, oracle_u, vjp).items():
             other = bounds[key]
             bounds[key] = generic if other is None else generic.minimum(other)
+    if found is None and results_are_exact(prepared, contract):
+        cast = {key: rounded(value, contract.io) for key, value in values.items()}
+        return _named(name, {key: Bounded(value, np.zeros(value.shape)) for key, value in cast.items()}, vjp)
     judged = {}
     for key, value in values.items():
         chosen = bounds[key]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import sympy as sp
 from sympy.concrete.expr_with_limits import ExprWithLimits
@@ -75,6 +75,11 @@ def _size(dim: Dim) -> sp.Expr:
     return sp.Add(*[_size(part.dim) for part in dim.parts]) if dim.parts else dim
 
 
+def _value(tensor: Tensor, where: tuple[sp.Expr, ...]) -> sp.Expr:
+    """An entry; the number that it is where the tensor is one number, such as the block 0 of a mask."""
+    return tensor.body if tensor.body is not None and tensor.body.is_Number else keep(tensor, where)
+
+
 class _Elimination:
     """One version of each tensor for each choice of parts on its axes."""
 
@@ -116,12 +121,12 @@ class _Elimination:
                 body = body.xreplace({part: new})
         return Tensor(name, axes, self.rewrite(body, places), nonnegative=tensor.nonnegative)
 
-    def rewrite(self, expr: sp.Basic, places: Places) -> sp.Expr:
+    def rewrite(self, expr: Any, places: Places) -> Any:
         """An expression without split dimensions; `places` says where its free split indices stand."""
         if isinstance(expr, sp.Indexed):
             return self._entry(expr, places)
         if isinstance(expr, Label):
-            return keep(self.tensor(expr.tensor, ()), ())
+            return _value(self.tensor(expr.tensor, ()), ())
         if isinstance(expr, sp.KroneckerDelta):
             return self._delta(expr, places)
         if isinstance(expr, ExprWithLimits):
@@ -129,10 +134,10 @@ class _Elimination:
         if isinstance(expr, Dim):
             return _size(expr)
         if isinstance(expr, sp.Symbol) or not expr.args:
-            return expr  # pyright: ignore[reportReturnType]
-        return expr.func(*[self.rewrite(arg, places) for arg in expr.args])  # pyright: ignore[reportReturnType]
+            return expr
+        return expr.func(*[self.rewrite(arg, places) for arg in expr.args])
 
-    def _entry(self, expr: sp.Indexed, places: Places) -> sp.Expr:
+    def _entry(self, expr: Any, places: Places) -> sp.Expr:
         paths: list[Path] = []
         where: list[sp.Expr] = []
         tensor: Tensor = expr.base.label.tensor
@@ -142,7 +147,7 @@ class _Elimination:
                 raise Unsplittable(f"{tensor.name}: index {index} over the split {axis.dim} does not name a part of it")
             paths.append(path)
             where.append(new if path else self.rewrite(index, places))
-        return keep(self.tensor(tensor, tuple(paths)), tuple(where))
+        return _value(self.tensor(tensor, tuple(paths)), tuple(where))
 
     def _delta(self, expr: sp.KroneckerDelta, places: Places) -> sp.Expr:
         (path1, first), (path2, second) = (places.get(index, ((), index)) for index in expr.args[:2])
@@ -150,14 +155,14 @@ class _Elimination:
             return sp.S.Zero
         return sp.KroneckerDelta(first, second)
 
-    def _bound(self, expr: ExprWithLimits, places: Places) -> sp.Expr:
+    def _bound(self, expr: Any, places: Places) -> sp.Expr:
         """A sum, or a maximum: innermost index first, each over the parts of its dimension."""
         *inner, (index, low, high) = expr.limits
-        make = type(expr)
+        make: Any = type(expr)
         if make not in (sp.Sum, Maximum):
             raise Unsplittable(f"{make.__name__} over {index}: only sums and maxima may run over indices")
         if not isinstance(index, Index) or (index, low, high) != index.limits:
-            raise Unsplittable(f"a sum over {index} from {low} to {high}: it must run through all of an index's dimension")
+            raise Unsplittable(f"a sum over {index} from {low} to {high}: it must run through all of its dimension")
         function = make(expr.function, *inner) if inner else expr.function
         if not index.dim.parts:
             return make(self.rewrite(function, places), (index, low, high))
@@ -170,8 +175,9 @@ class _Elimination:
         if not terms:
             raise Unsplittable(f"a maximum over {index} of which no part is kept")
         if make is Maximum:
-            return terms[0] if len(terms) == 1 else sp.Max(*terms)
-        return sp.Add(*terms)
+            peak: Any = sp.Max(*terms)
+            return peak
+        return sum(terms, sp.S.Zero)
 
     def _ranges(self, index: Index) -> Iterator[Place]:
         return ((path, _part(index, path)) for path in _parts(index.dim))

@@ -47,7 +47,12 @@ x, y, a = tensor("x", i, j), tensor("y", j), tensor("a", i)
 s, t = tensor("s", i, positive=True), tensor("t", j, positive=True)
 G = tensor("G", i, h)
 π = permutation("π", j)
-z1, z2, w1, w2 = tensor("z1", j1), tensor("z2", j2), tensor("w1", i, j1, positive=True), tensor("w2", i, j2, positive=True)
+z1, z2, w1, w2 = (
+    tensor("z1", j1),
+    tensor("z2", j2),
+    tensor("w1", i, j1, positive=True),
+    tensor("w2", i, j2, positive=True),
+)
 z, w = concat("z", (jj,), z1[j1], z2[j2]), concat("w", (i, jj), w1[i, j1], w2[i, j2])
 SIZES = ({"n": 2, "m": 3, "m1": 2, "m2": 1}, {"n": 3, "m": 2, "m1": 1, "m2": 3}, {"n": 1, "m": 4, "m1": 2, "m2": 2})
 
@@ -65,7 +70,11 @@ class Draw:
         rows = [k for k in free if k.dim == n]
         columns = [k for k in free if k.dim == m]
         halves = [k for k in free if k.dim.parts]
-        choices: list[Any] = [sp.Integer(self.pick([1, 2, 3, -1])), self.pick([n, m]), sp.Rational(self.pick([1, -3]), 2)]
+        choices: list[Any] = [
+            sp.Integer(self.pick([1, 2, 3, -1])),
+            self.pick([n, m]),
+            sp.Rational(self.pick([1, -3]), 2),
+        ]
         if rows:
             choices += [s[self.pick(rows)], a[self.pick(rows)], G[self.pick(rows), self.pick(rows)]] * 2
         if columns:
@@ -85,7 +94,8 @@ class Draw:
         if depth == 0 or kind < 0.25:
             known = [s[k] for k in free if k.dim == n] + [t[k] for k in free if k.dim == m]
             known += [w[r, k] for k in free if k.dim.parts for r in free if r.dim == n]
-            return self.pick([*known, n, m, sp.Integer(2), 1 + self.leaf(free) ** 2])
+            square = sp.expand((self.leaf(free) + self.leaf(free)) ** 2)  # zero by chance only
+            return self.pick([*known, n, m, sp.Integer(2), 1 + self.leaf(free) ** 2, square or n])
         if kind < 0.4:
             return self.positive(depth - 1, free) + self.positive(depth - 1, free)
         if kind < 0.55:
@@ -95,7 +105,9 @@ class Draw:
             return Sum(self.positive(depth - 1, [*free, bound]), bound)
         if kind < 0.9:
             return sp.exp(self.any(depth - 1, free) / 4)
-        return self.positive(depth - 1, free) ** sp.Rational(*self.pick([(1, 2), (-1, 1), (-1, 2), (3, 2), (1, 3), (2, 1)]))
+        return self.positive(depth - 1, free) ** sp.Rational(
+            *self.pick([(1, 2), (-1, 1), (-1, 2), (3, 2), (1, 3), (2, 1)])
+        )
 
     def any(self, depth: int, free: list[Index]) -> sp.Expr:
         kind = self.random.random()
@@ -129,7 +141,15 @@ class Draw:
     def rewrites(self, expr: sp.Expr) -> list[Callable[[sp.Expr, list[Index]], sp.Expr]]:
         common = [self.times_one, self.plus_zero, self.expanded, self.factored, self.diagonal, self.softmax_one]
         if isinstance(expr, sp.Sum):
-            return [self.distribute, self.swap, self.permuted, self.parts, self.expanded, self.times_one, self.pulled_out]
+            return [
+                self.distribute,
+                self.swap,
+                self.permuted,
+                self.parts,
+                self.expanded,
+                self.times_one,
+                self.pulled_out,
+            ]
         if isinstance(expr, sp.exp):
             return [self.shifted, self.shifted_by_maximum, self.through_log, *common]
         if isinstance(expr, sp.log):
@@ -247,11 +267,16 @@ class Draw:
                 return keep(swaps[label], node.indices)
             return node * 2
         if isinstance(node, sp.Sum):
-            return self.pick([node * 2, sp.Sum(node.function**2, *node.limits), node**2, sp.Sum(node.function + 1, *node.limits)])
+            return self.pick(
+                [node * 2, sp.Sum(node.function**2, *node.limits), node**2, sp.Sum(node.function + 1, *node.limits)]
+            )
         if isinstance(node, sp.Add):
             return sp.Add(*node.args[1:]) + 2 * node.args[0]
         if isinstance(node, sp.Pow) and node.exp.is_Rational:
-            return self.pick([node.base ** (node.exp / 2) if node.exp.is_Integer and node.exp % 2 == 0 else 1 / node, 2 * node])
+            square = sp.factor(node.base) if node.exp.q == 2 else node.base
+            if square.is_Pow and square.exp == 2:
+                return square.base ** (2 * node.exp)  # √x² = x
+            return self.pick([1 / node, 2 * node])
         if node == n:
             return m
         if node == m:
@@ -307,11 +332,13 @@ class Numbers:
         if made.label not in self.arrays:
             shape = [axis.dim.size(self.sizes) for axis in made.axes]
             if made.blocks:
-                self.arrays[made.label] = np.concatenate([self.array(b.base.label.tensor) for b in made.blocks], axis=-1)
+                self.arrays[made.label] = np.concatenate(
+                    [self.array(b.base.label.tensor) for b in made.blocks], axis=-1
+                )
             elif made.permutation:
                 self.arrays[made.label] = self.rng.permutation(shape[0])
             else:
-                drawn = self.rng.normal(size=shape)
+                drawn = np.asarray(self.rng.normal(size=shape))
                 self.arrays[made.label] = np.abs(drawn) + 0.3 if made.positive else drawn
         return self.arrays[made.label]
 
@@ -324,6 +351,8 @@ class Numbers:
         if isinstance(expr, sp.KroneckerDelta):
             first, second = (self.position(k, scope) for k in expr.args)
             return (first == second).astype(float)
+        if isinstance(expr, Label):
+            return np.full((1,) * len(scope), self.array(expr.tensor))
         if isinstance(expr, sp.Symbol):
             return np.full((1,) * len(scope), float(expr.size(self.sizes)))  # pyright: ignore
         if isinstance(expr, (sp.Sum, Maximum)):

@@ -31,7 +31,7 @@ from tests.engine.fuzz import Numbers
 
 n, m, d, r = dims("n m d r")
 i, j, k, a = index("i", n), index("j", m), index("k", d), index("a", r)
-h, l = index("h", n), index("l", m)  # noqa: E741
+h, l = index("h", n), index("l", m)
 x, y, z = tensor("x", i, j), tensor("y", j), tensor("z", j)
 b, s, t = tensor("b", i), tensor("s", i, positive=True), tensor("t", j, positive=True)
 S, W = tensor("S", i, h), tensor("W", i, j, positive=True)
@@ -41,6 +41,7 @@ e, f = Sum(sp.exp(x[i, l]), l), Sum(x[i, l], l)
 mean = Sum(x[i, l], l) / m
 variance = Sum((x[i, l] - mean) ** 2, l) / m
 half = sp.Rational(1, 2)
+IDENTITIES = [law for law in registry.laws.values() if law.kind == "identity"]
 
 
 def raw_power(base: sp.Expr, exponent: sp.Expr) -> sp.Expr:
@@ -50,7 +51,7 @@ def raw_power(base: sp.Expr, exponent: sp.Expr) -> sp.Expr:
 # --- the pages -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("law", [law for law in registry.laws.values() if law.kind == "identity"], ids=lambda law: law.id)
+@pytest.mark.parametrize("law", IDENTITIES, ids=lambda law: law.id)
 def test_every_identity_of_the_pages_is_proved(law):
     outcome = prove(law.left, law.right)
     assert outcome.proved, outcome.residual
@@ -62,7 +63,7 @@ def test_the_certificate_of_the_hull_is_right_minus_left():
     assert outcome.proved, outcome.residual
 
 
-@pytest.mark.parametrize("law", [law for law in registry.laws.values() if law.kind == "identity"], ids=lambda law: law.id)
+@pytest.mark.parametrize("law", IDENTITIES, ids=lambda law: law.id)
 def test_every_identity_of_the_pages_is_refused_once_one_is_added(law):
     assert not prove(law.left, Tensor("mutant", law.right.axes, law.right.entry + 1)).proved
 
@@ -83,8 +84,14 @@ TRUE = {
     "variance is the mean square less the squared mean": (variance, Sum(x[i, l] ** 2, l) / m - mean**2),
     "a fraction cancels": ((1 + c + c**2) / (1 + c) - 1 / (1 + c), sp.sympify(c)),
     "a fraction cancels inside a sum": (Sum(y[j] / (y[j] + t[j]) + t[j] / (y[j] + t[j]), j), sp.sympify(m)),
-    "a fraction cancels before it is an exponent": (sp.exp(Sum(y[j], j) / (1 + f) + f * Sum(y[j], j) / (1 + f)), sp.exp(Sum(y[l], l))),
-    "a fraction cancels before it is in a logarithm": (sp.log(e * s[i] / (e + s[i]) + s[i] ** 2 / (e + s[i])), sp.log(s[i])),
+    "a fraction cancels before it is an exponent": (
+        sp.exp(Sum(y[j], j) / (1 + f) + f * Sum(y[j], j) / (1 + f)),
+        sp.exp(Sum(y[l], l)),
+    ),
+    "a fraction cancels before it is in a logarithm": (
+        sp.log(e * s[i] / (e + s[i]) + s[i] ** 2 / (e + s[i])),
+        sp.log(s[i]),
+    ),
     "content leaves a logarithm": (sp.log(2 * s[i] * e + 2 * s[i] ** 2), sp.log(2) + sp.log(s[i]) + sp.log(e + s[i])),
     "a root of a square of something positive": (sp.sqrt(raw_power(s[i], sp.Integer(2))), s[i]),
     "√2·√3 = √6": (sp.sqrt(2) * raw_power(sp.Integer(3), half) * c, raw_power(sp.Integer(6), half) * c),
@@ -145,7 +152,7 @@ FALSE = {
         (x[i, j] - mean) / sp.sqrt(variance + ε),
     ),
     "layer norm is blind to a scale of any sign": (
-        c * (x[i, j] - mean) / sp.sqrt(c**2 * (variance + ε)),
+        c * (x[i, j] - mean) * raw_power(sp.expand(c**2 * variance) + c**2 * ε, -half),
         (x[i, j] - mean) / sp.sqrt(variance + ε),
     ),
     "√x² = x": (raw_power(raw_power(c.label, sp.Integer(2)), half), sp.sympify(c)),
@@ -173,12 +180,15 @@ def test_refused_with_a_residual_and_refuted_by_a_number(name):
     assert not outcome.proved
     assert 0 < len(outcome.residual) <= 300
     free = tuple(index for index in (i, j, h) if left.has(index) or right.has(index))
-    numbers = Numbers({"n": 2, "m": 4, "d": 3, "r": 5}, np.random.default_rng(3))
-    values = np.broadcast_arrays(numbers.value(left, free), numbers.value(right, free))
-    assert not np.allclose(*values)
+    refuted = []
+    for seed in range(8):
+        numbers = Numbers({"n": 2, "m": 4, "d": 3, "r": 5}, np.random.default_rng(seed))
+        values = np.broadcast_arrays(numbers.value(left, free), numbers.value(right, free))
+        refuted.append(not np.allclose(values[0], values[1]))
+    assert any(refuted)
 
 
-# --- what has no meaning, and what is beyond the engine ----------------------------------------------------------------
+# --- what has no meaning, and what is beyond the engine --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -195,7 +205,7 @@ def test_refused_with_a_residual_and_refuted_by_a_number(name):
         (sp.sin(c.label), "sin (sin(c)) has no normal form"),
         (sp.Float(0.5) * c, "Float"),
         (Kept(c.label, c.label), "Kept outside a maximum"),
-        (sp.Sum(b[i], (i, 0, n - 2)), "must run through all of an index's dimension"),
+        (sp.Sum(b[i], (i, 0, n - 2)), "must run through all of its dimension"),
         (sp.Indexed(y.base, i), "does not range over m"),
         (sp.Indexed(y.base, sp.Indexed(π.base, i)), "π permutes m"),
         (sp.Indexed(b.base, sp.Indexed(π.base, j)), "does not range over n"),
@@ -226,7 +236,7 @@ def test_what_takes_too_many_steps_is_refused_after_the_same_step_each_time():
     assert outcomes == {"gave up after 5000 steps"}
 
 
-# --- hypotheses --------------------------------------------------------------------------------------------------------
+# --- hypotheses ------------------------------------------------------------------------------------------------------
 
 U, A, C, Z = tensor("U", i, a), tensor("A", i, j), tensor("C", a, j), tensor("Z", a, j)
 UA = define("UᵀA", (a, j), Sum(U[i, a] * A[i, j], i))
@@ -254,7 +264,11 @@ def test_orthonormal_columns_prove_what_needs_them_and_only_then(name):
     left, right = ORTHONORMAL[name]
     assert prove_expressions(left, right, orthonormal={U: 0}).proved
     assert not prove_expressions(left, right).proved
-    assert not prove_expressions(left, right, orthonormal={U: 1}).proved  # orthonormal rows are another hypothesis
+
+
+def test_orthonormal_rows_are_another_hypothesis_than_orthonormal_columns():
+    assert not prove_expressions(*ORTHONORMAL["‖U‖² = r"], orthonormal={U: 1}).proved
+    assert prove_expressions(ORTHONORMAL["‖U‖² = r"][0], sp.sympify(n), orthonormal={U: 1}).proved
 
 
 def test_the_orthonormal_rule_needs_exponents_above_zero():
@@ -282,7 +296,7 @@ def test_a_tensor_that_only_holds_indices_is_no_permutation():
     assert "it must be a bound index, an axis, or a permutation of one" in outcome.residual
 
 
-# --- conditions --------------------------------------------------------------------------------------------------------
+# --- conditions ------------------------------------------------------------------------------------------------------
 
 
 def conditions(left: sp.Expr, right: sp.Expr) -> set[str]:
@@ -315,7 +329,7 @@ def test_conditions_are_in_the_inputs():
     assert {found.base.label for found in condition.atoms(sp.Indexed)} == {logits.label, M.label}
 
 
-# --- one answer everywhere -----------------------------------------------------------------------------------------------
+# --- one answer everywhere -------------------------------------------------------------------------------------------
 
 PRINT_ALL = """
 import lla_spec.formulas
@@ -331,7 +345,9 @@ for law in registry.laws.values():
 def test_normal_forms_do_not_depend_on_pythons_hash():
     def printed(seed: str) -> str:
         environment = {**os.environ, "PYTHONHASHSEED": seed}
-        done = subprocess.run([sys.executable, "-c", PRINT_ALL], capture_output=True, text=True, env=environment, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", PRINT_ALL], capture_output=True, text=True, env=environment, check=True
+        )
         return done.stdout
 
     first, second = printed("1"), printed("4242")

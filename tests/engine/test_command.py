@@ -9,6 +9,9 @@ import sys
 import time
 
 import pytest
+from typer.testing import CliRunner
+
+from lla_spec.cli import app
 
 REPLAY = re.compile(r"lla-spec replay '([^']+)' --target (\S+)")
 
@@ -39,15 +42,20 @@ def command(*arguments, cwd=None, timeout=120):
         (["prove", "nonsense"], "nonsense: no law of that name"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_one_line_and_exits_with_2(arguments, line, tmp_path):
+def test_what_cannot_be_used_is_said_in_one_line_and_exits_with_2(arguments, line, tmp_path, monkeypatch):
     (tmp_path / "raises.py").write_text("1 / 0\n")
     (tmp_path / "empty.py").write_text("x = 1\n")
     (tmp_path / "typo.py").write_text("LLA_TARGET = {'dtype': ['fp32']}\ndef softmax(x): return x.softmax(-1)\n")
     (tmp_path / "mine.py").write_text("def softmax(x): return x.softmax(-1)\n")
-    done = command(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert line in done.stderr
-    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2, done.output
+    assert line in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not done.stdout
+
+
+def test_the_command_itself_exits_with_2_and_no_traceback(tmp_path):
+    done = command("verify", "nothing.py", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr == "lla-spec: target nothing.py: no such file\n"
 
 
 def test_a_failure_replays_in_another_process(tmp_path):
@@ -74,7 +82,7 @@ def test_interrupted_it_prints_the_table_so_far_and_writes_the_report(tmp_path):
     report = tmp_path / "report.json"
     run = [sys.executable, "-m", "lla_spec", "verify", "impl", "--examples", "500", "--json", str(report)]
     process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(15)
+    time.sleep(8)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "interrupted after" in err and "Traceback" not in err

@@ -33,7 +33,9 @@ Rename = Callable[[Monomial, Mapping[Base, Leaf]], Poly]
 Factors = list[tuple[Atom, Fraction]]
 
 
-def close(bound: list[Base], factors: Factors, rename: Rename, spend: Callable[[int], None]) -> tuple[Monomial, Fraction]:
+def close(
+    bound: list[Base], factors: Factors, rename: Rename, spend: Callable[[int], None]
+) -> tuple[Monomial, Fraction]:
     """(Σ over `bound` of the product of `factors`) as (monomial, coefficient): a Total, and what renaming split off."""
     height = 1 + height_of(tuple(factors))
     best: tuple[str, Fraction, Monomial, tuple[str, ...]] | None = None

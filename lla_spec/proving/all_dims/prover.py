@@ -18,9 +18,7 @@ from lla_spec.symbols import Tensor, free_indices
 FUEL = 400_000
 
 
-def prove(
-    left: Tensor, right: Tensor, *, orthonormal: Mapping[Tensor, int] | None = None, fuel: int = FUEL
-) -> Outcome:
+def prove(left: Tensor, right: Tensor, *, orthonormal: Mapping[Tensor, int] | None = None, fuel: int = FUEL) -> Outcome:
     """Does left = right hold for every size of every dimension, and all real inputs that meet the conditions?
 
     Axes are matched by position. `orthonormal` maps an input with two axes to the one along which its columns are
@@ -78,7 +76,7 @@ def _axes(reader: Reader, tensor: Tensor) -> list[Leaf]:
     """The free indices of a statement, called as people call them."""
     leaves: list[Leaf] = []
     for axis in tensor.axes:
-        name = axis.name
+        name = "".join(c if c.isalnum() or c in "_'" else "_" for c in axis.name)
         while any(leaf.name == name for leaf in leaves):
             name += "'"
         leaves.append(Leaf(name, reader.dim(axis.dim)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import sympy as sp
 
@@ -34,7 +35,7 @@ class Reader:
         """The normal form of an entry of an input or of a definition."""
         for axis, leaf in zip(tensor.axes, leaves, strict=True):
             if self.dim(axis.dim) != leaf.dim:
-                raise Refused(f"{tensor.name}: {leaf.name} does not range over {axis.dim}, the dimension of axis {axis}")
+                raise Refused(f"{tensor.name}: {leaf.name} does not range over {axis.dim}, the dimension of its axis")
         if is_input(tensor):
             if tensor.permutation:
                 raise Refused(f"the permutation {tensor.name} outside an index")
@@ -52,21 +53,20 @@ class Reader:
             raise Refused(f"{dim} is a sum of dimensions: eliminate split dimensions first")
         return self.names.of(dim, dim.name)
 
-    def leaf(self, where: sp.Basic, names: Where) -> Leaf:
-        if isinstance(where, Index) and where in names:
+    def leaf(self, where: Any, names: Where) -> Leaf:
+        tensor = _indexed(where)
+        if where in names:
             return names[where]
-        if isinstance(where, sp.Indexed) and isinstance(where.base.label, Label):
-            tensor = where.base.label.tensor
-            if tensor.permutation:
-                inner = self.leaf(where.indices[0], names)
-                if inner.dim != self.dim(tensor.axes[0].dim):
-                    raise Refused(f"{tensor.name} permutes {tensor.axes[0].dim}, but {where} gives it an index over another")
-                return inner._replace(through=(*inner.through, self.names.of(tensor.label, tensor.name)))
+        if tensor is not None and tensor.permutation:
+            inner = self.leaf(where.indices[0], names)
+            if inner.dim != self.dim(tensor.axes[0].dim):
+                raise Refused(f"{tensor.name} permutes {tensor.axes[0].dim}, but {where} gives it another index")
+            return inner._replace(through=(*inner.through, self.names.of(tensor.label, tensor.name)))
         raise Refused(f"the index {where}: it must be a bound index, an axis, or a permutation of one")
 
     # --- expressions ---------------------------------------------------------------------------------------------
 
-    def read(self, expr: sp.Basic, names: Where) -> Poly:
+    def read(self, expr: Any, names: Where) -> Poly:
         engine = self.engine
         engine.spend()
         if isinstance(expr, sp.Rational):
@@ -75,8 +75,9 @@ class Reader:
             return engine.atom(Size(self.dim(expr)))
         if isinstance(expr, Label):
             return self.entry(expr.tensor, ())
-        if isinstance(expr, sp.Indexed) and isinstance(expr.base.label, Label):
-            return self.entry(expr.base.label.tensor, [self.leaf(i, names) for i in expr.indices])
+        tensor = _indexed(expr)
+        if tensor is not None:
+            return self.entry(tensor, [self.leaf(i, names) for i in expr.indices])
         if isinstance(expr, sp.Add):
             return engine.add(*[self.read(term, names) for term in expr.args])
         if isinstance(expr, sp.Mul):
@@ -89,7 +90,7 @@ class Reader:
             return engine.delta(first, second)
         return self._read_function(expr, names)
 
-    def _read_function(self, expr: sp.Basic, names: Where) -> Poly:
+    def _read_function(self, expr: Any, names: Where) -> Poly:
         engine = self.engine
         if isinstance(expr, sp.exp):
             return engine.exp(self.read(expr.args[0], names))
@@ -136,15 +137,19 @@ class Reader:
             raise Refused("a maximum over several indices at once; nest them")
         inner, (bound,) = self._bind(expr.limits, names)
         function = expr.function
-        contents = function.args if isinstance(function, Kept) else (function,)
-        return self.engine.peak([self.read(part, inner) for part in contents], bound)
+        contents = [self.read(part, inner) for part in (function.args if isinstance(function, Kept) else (function,))]
+        if contents[1:] == [{}]:
+            raise Refused("a maximum of nothing: its mask is 0")
+        if len(contents) == 2 and list(contents[1]) == [ONE]:  # a mask that keeps everything
+            contents.pop()
+        return self.engine.peak(contents, bound)
 
-    def _bind(self, limits: Sequence[sp.Tuple], names: Where) -> tuple[Where, list[Leaf]]:
+    def _bind(self, limits: Sequence[Any], names: Where) -> tuple[Where, list[Leaf]]:
         bound: list[Leaf] = []
         inner = dict(names)
         for index, *range_ in limits:
             if not isinstance(index, Index) or tuple(range_) != index.limits[1:]:
-                raise Refused(f"a sum over {index} from {range_}: it must run through all of an index's dimension")
+                raise Refused(f"a sum over {index} from {range_}: it must run through all of its dimension")
             leaf = self.engine.fresh(self.dim(index.dim))
             self.display.setdefault(leaf.dim, index.name)
             inner[index] = leaf
@@ -152,8 +157,17 @@ class Reader:
         return inner, bound
 
 
+def _indexed(expr: Any) -> Tensor | None:
+    """The tensor of which `expr` is an entry."""
+    label: Any = expr.base.label if isinstance(expr, sp.Indexed) else None  # pyright: ignore[reportAttributeAccessIssue]
+    return label.tensor if isinstance(label, Label) else None
+
+
 class Names:
-    """Identifiers that tell apart tensors, and dimensions, of one name; letters, digits and _ only, so keys are unambiguous."""
+    """Identifiers that tell apart tensors, and dimensions, of one name.
+
+    They are made of letters, digits and _ only, so that an atom's key can be read in one way.
+    """
 
     def __init__(self) -> None:
         self._names: dict[sp.Basic, str] = {}
@@ -169,5 +183,3 @@ class Names:
             self._taken.add(name)
             self._names[symbol] = name
         return self._names[symbol]
-
-

@@ -65,7 +65,8 @@ class _Printer:
 
     def _atom(self, atom: Atom, bound: Mapping[Base, str]) -> str:
         if isinstance(atom, Entry):
-            return f"{atom.tensor}[{','.join(self._leaf(x, bound) for x in atom.leaves)}]" if atom.leaves else atom.tensor
+            where = ",".join(self._leaf(leaf, bound) for leaf in atom.leaves)
+            return f"{atom.tensor}[{where}]" if where else atom.tensor
         if isinstance(atom, Size):
             return atom.dim
         if isinstance(atom, Prime):

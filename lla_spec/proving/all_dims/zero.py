@@ -59,5 +59,3 @@ def _at_equal_indices(engine: Sums, poly: Poly) -> Poly:
                 rest = {others: Fraction(1)}
         parts.append(engine.mul(kept, rest))
     return engine.add(*parts)
-
-
