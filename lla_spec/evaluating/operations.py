@@ -84,7 +84,7 @@ def bound(
     found = special(prepared)
     values, residuals = _values(prepared, found, exact)
     oracle_u = 0.0 if exact else ORACLE_U
-    sharp = _sharp(name, _explicit(name, prepared, arguments, causal_alignment), contract, vjp, oracle_u)
+    sharp = _sharp(name, _explicit(name, prepared, arguments), contract, vjp, oracle_u)
     bounds = {key: None if sharp is None else _renamed(sharp, name, key, vjp) for key in values}
     if sharp is None or (_generic_holds(prepared, vjp) and prepared.entries <= GENERIC_ENTRIES):
         for key, generic in _generic(prepared, found, contract, oracle_u, vjp).items():
@@ -124,7 +124,7 @@ def sharp_bound(
 ) -> Any:
     """The sharp rule alone, around the value that it has found itself; None where the operation has none."""
     prepared = prepare(operation(name), arguments, vjp=vjp, causal_alignment=causal_alignment)
-    return _sharp(name, _explicit(name, prepared, arguments, causal_alignment), contract, vjp, ORACLE_U)
+    return _sharp(name, _explicit(name, prepared, arguments), contract, vjp, ORACLE_U)
 
 
 # ---- values
@@ -191,9 +191,9 @@ def _generic(
     return bounds
 
 
-def _explicit(name: str, prepared: Prepared, arguments: Arguments, causal_alignment: str) -> Arguments:
-    """The arguments for a sharp rule, which knows one causal alignment: any other one as an explicit mask."""
-    if causal_alignment == "bottom_right" or not arguments.get("is_causal"):
+def _explicit(name: str, prepared: Prepared, arguments: Arguments) -> Arguments:
+    """The arguments for a sharp rule, which knows no alignment of the causal triangle: it gets a mask that holds it."""
+    if not arguments.get("is_causal"):
         return arguments
     masks = {_torch_name(name, key): keep for key, keep in prepared.masks.items()}
     return {**arguments, **masks, "is_causal": False}

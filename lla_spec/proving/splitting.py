@@ -155,7 +155,7 @@ class _Elimination:
             return sp.S.Zero
         return sp.KroneckerDelta(first, second)
 
-    def _bound(self, expr: Any, places: Places) -> sp.Expr:
+    def _bound(self, expr: Any, places: Places) -> Any:
         """A sum, or a maximum: innermost index first, each over the parts of its dimension."""
         *inner, (index, low, high) = expr.limits
         make: Any = type(expr)
@@ -175,8 +175,7 @@ class _Elimination:
         if not terms:
             raise Unsplittable(f"a maximum over {index} of which no part is kept")
         if make is Maximum:
-            peak: Any = sp.Max(*terms)
-            return peak
+            return sp.Max(*terms)
         return sum(terms, sp.S.Zero)
 
     def _ranges(self, index: Index) -> Iterator[Place]:

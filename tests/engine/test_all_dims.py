@@ -13,7 +13,7 @@ from lla_spec.calculus import vjp
 from lla_spec.formulas.softmax import M, logsumexp, safe_softmax, softmax
 from lla_spec.formulas.softmax import x as logits
 from lla_spec.language import registry
-from lla_spec.proving.all_dims import prove, prove_expressions
+from lla_spec.proving.all_dims import normal_form, prove, prove_expressions
 from lla_spec.symbols import (
     DeclarationError,
     Kept,
@@ -219,6 +219,15 @@ def test_nothing_is_proved_of_what_has_no_meaning_or_no_normal_form(value, says)
     outcome = prove_expressions(value, value)
     assert not outcome.proved
     assert says in outcome.residual
+
+
+def test_a_tensor_and_a_dimension_of_one_name_stay_apart():
+    assert not prove_expressions(scalar("d") * b[i], d * b[i]).proved
+
+
+def test_a_fraction_is_never_divided_by_what_may_vanish():
+    fraction = define("q", (i,), b[i] / (1 + b[i] * c))  # (1 - 1/(1 + b c))/c is the same only where c is not 0
+    assert normal_form(fraction) == "b[i]/(1 + b[i]·c)"
 
 
 def test_sides_over_different_dimensions_are_refused():

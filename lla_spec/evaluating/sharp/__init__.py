@@ -1,7 +1,30 @@
-"""Sharp rules by operation."""
+"""Sharp rules: for the core operations, bounds derived by hand that know what cancels.
+
+A rule is a function of torch-named float64 arguments and a contract: `rule(arguments, contract, oracle_u=…)`, giving a
+Bounded, or for `<operation>_vjp` a dict of them by argument. It is found by its name, in the file of its topic.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 
-def rule_for(operation):
-    from lla_spec.evaluating.sharp import linear, softmax
+@cache
+def rule_for(operation: str) -> Callable[..., Any] | None:
+    """The sharp rule of an operation (`attention`) or of its VJP (`attention_vjp`); None where there is none.
 
-    return getattr(softmax, operation, None) or getattr(linear, operation, None)
+    >>> rule_for("softmax").__name__
+    'softmax'
+    >>> rule_for("no_such_operation") is None
+    True
+    """
+    for topic in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{topic.name}")
+        found = vars(module).get(operation)
+        if callable(found) and getattr(found, "__module__", "") == module.__name__ and topic.name != "roundings":
+            return found
+    return None

@@ -1,0 +1,208 @@
+"""Rounding-error bounds of scaled dot-product attention and its VJP.
+
+S = scale·QKᵀ within E, P = softmax(S), O = PV. Write ŵ_j = w_j(1 + ε_j) for the unnormalised weights, |ε_j| <= R_j
+= e^{x_j} - 1 (softmax.py). Were all else exact, the quotient would be off by exactly
+
+    Ô - O = Σ_j p_j ε_j (v_j - O) / (1 + Σ_j p_j ε_j),
+
+since Σ p_j (v_j - O) = 0: what all weights share cancels, and equal values come back nearly free of error. Beside it:
+the sum over the keys, γ_m Σ p|v|; the cast of the weights, u_io Σ p|v|; each rescaling of an online kernel rounds the
+numerator and the denominator apart, r_j u; sum and division, (γ_m + 3u)|O|; underflow, η for each weight.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from lla_spec.evaluating.bounded import Bounded
+from lla_spec.evaluating.contracts import Contract
+from lla_spec.evaluating.sharp.roundings import (
+    ORACLE_U,
+    Arguments,
+    Array,
+    Roundings,
+    array,
+    finish,
+    fold_to,
+    join,
+    optional_array,
+)
+from lla_spec.evaluating.sharp.softmax import Weights, _through_peak, log_sum_exp, probability_error, weights
+
+_PARTIAL = 32  # the shortest block over which a kernel keeps a partial gradient in io (contract grad_partials)
+_CACHED = 1 << 15  # entries of a (rows, m, e) block that stay in the cache
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The scores (..., n, m), -inf where the mask hides, their error and what softmax makes of them."""
+
+    scale: float
+    s: Array
+    error: Array
+    w: Weights
+
+
+def attention(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U) -> Bounded:
+    """q (..., n, d), k (..., m, d), v (..., m, e), mask (..., n, m) bool or None; a row without keys gives 0 exactly."""
+    model = Roundings(contract, oracle_u)
+    scores, v = _scores(arguments, model), _finite(arguments, "v")
+    with np.errstate(all="ignore"):
+        value, error = _output(scores, v, model)
+    empty = ~scores.w.live.any(-1, keepdims=True)
+    return finish(value, error, contract, exact=np.broadcast_to(empty, value.shape) if empty.any() else None)
+
+
+def _finite(arguments: Arguments, name: str) -> Array:
+    """NaN and infinities read as 0: what depends on them is told by the caller (nonfinite.py), what does not is not moved."""
+    given = array(arguments, name)
+    return given if np.isfinite(given).all() else np.where(np.isfinite(given), given, 0.0)
+
+
+def _scores(arguments: Arguments, model: Roundings) -> _Scores:
+    """E: the product's own error; the scale (a rounded number, multiplied in before or after), 3u; casts to io."""
+    q, k, mask = _finite(arguments, "q"), _finite(arguments, "k"), optional_array(arguments, "mask")
+    given = arguments.get("scale")
+    scale = 1 / math.sqrt(max(q.shape[-1], 1)) if given is None else float(np.asarray(given))
+    promise = model.contract
+    with np.errstate(all="ignore"):
+        casts = join(*[promise.io.unit_roundoff] * (promise.scale_casts if promise.io != promise.acc else 0))
+        product, error, magnitude = model.contraction(
+            q, np.swapaxes(k, -1, -2), model.flushed(q), model.flushed(np.swapaxes(k, -1, -2)), extra=casts
+        )
+        s = scale * product
+        error = abs(scale) * (error + model.few(3) * (magnitude + error)) + 2 * model.eta
+        for _ in range(promise.score_casts):
+            error = promise.inner_cast(s, error)
+    if mask is not None:
+        s = np.where(mask != 0, s, -np.inf)
+        error = np.where(mask != 0, error, 0.0)
+    with np.errstate(all="ignore"):
+        return _Scores(scale, s, error, weights(s, model, error))
+
+
+def _output(scores: _Scores, v: Array, model: Roundings) -> tuple[Array, Array]:
+    """(O, |Ô - O| before the cast), each (..., n, e)."""
+    w, m = scores.w, v.shape[-2]
+    value, size = w.p @ v, np.abs(v)
+    relative = w.p * w.up
+    slack = 1 - relative.sum(-1, keepdims=True)
+    grown = w.p * (1 + w.up)
+    cast = model.contract.u_out if model.contract.weight_cast else 0.0
+    per_weight = model.gamma(m) + cast + model.few(1) * w.rises
+    moved = _spread(relative, v, value) + (grown * per_weight) @ size
+    quotient = join(model.gamma(m), model.few(3)) + model.few(1) * (grown * w.rises).sum(-1, keepdims=True) / slack
+    underflow = model.eta + (model.contract.eta_out if model.contract.weight_cast else 0.0)
+    live = w.live.astype(np.float64)
+    error = moved / slack + underflow * (live @ size) + 2 * m * model.eta * (1 + np.abs(value))
+    error = error + quotient * (np.abs(value) + error)
+    return value, np.where(slack > 0, error, np.inf)
+
+
+def _spread(relative: Array, v: Array, value: Array) -> Array:
+    """Σ_j relative_ij |v_jc - O_ic|, (..., n, e), a few rows at a time so that the differences stay in the cache."""
+    lead = np.broadcast_shapes(relative.shape[:-2], v.shape[:-2])
+    n, (m, e) = relative.shape[-2], v.shape[-2:]
+    flat = [np.broadcast_to(part, (*lead, *part.shape[-2:])).reshape(-1, *part.shape[-2:]) for part in (relative, v, value)]
+    total = np.empty((len(flat[0]), n, e))
+    rows = max(1, _CACHED // max(m * e, 1))
+    for out, weight, values, mean in zip(total, *flat, strict=True):
+        for start in range(0, n, rows):
+            part = slice(start, start + rows)
+            difference = values - mean[part, None, :]
+            np.abs(difference, out=difference)
+            out[part] = (weight[part, None, :] @ difference)[:, 0, :]
+    return total.reshape(*lead, n, e)
+
+
+# ---- the VJP
+
+
+def attention_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U) -> dict[str, Bounded]:
+    """Gradients of q, k, v. A kernel has P from the forward pass or recomputes exp(S - L) from a saved log-sum-exp L;
+    it takes D from the saved, io-rounded output, Σ dO∘O, or from the weights, Σ P∘dP. Each bound covers both.
+
+        dV = Pᵀ dO      dP = dO Vᵀ      dS = P ∘ (dP - D)      dQ = scale · dS K      dK = scale · dSᵀ Q
+    """
+    model = Roundings(contract, oracle_u)
+    scores = _scores(arguments, model)
+    q, k, v, g = (_finite(arguments, name) for name in ("q", "k", "v", "grad_output"))
+    with np.errstate(all="ignore"):
+        g = np.where(scores.w.live.any(-1, keepdims=True), g, 0.0)
+        p, e_p = scores.w.p, _weight_error(scores, model)
+        ds, e_ds = _score_gradient(scores, p, e_p, v, g, model)
+        dv = _gradient(np.swapaxes(p, -1, -2), np.swapaxes(e_p, -1, -2), g, 1.0, _weight_cast(model), model)
+        dq = _gradient(ds, e_ds, k, scores.scale, 0.0, model)
+        dk = _gradient(np.swapaxes(ds, -1, -2), np.swapaxes(e_ds, -1, -2), q, scores.scale, 0.0, model)
+    results = {"q": (q, dq), "k": (k, dk), "v": (v, dv)}
+    return {name: _finished(of.shape, found, contract) for name, (of, found) in results.items()}
+
+
+def _weight_cast(model: Roundings) -> float:
+    return model.contract.u_out if model.contract.weight_cast else 0.0
+
+
+def _weight_error(scores: _Scores, model: Roundings) -> Array:
+    """|P̂ - P| of the forward pass's weights, or of exp(Ŝ - L̂): e_S + e_L + κu(|S| + |L|) + ε_exp, whichever is larger."""
+    w = scores.w
+    log_sum, e_log = log_sum_exp(w, model)
+    size = np.where(w.live, np.abs(scores.s), 0.0)
+    moved = scores.error + e_log + model.exp_argument * (size + np.abs(log_sum) + scores.error + e_log) + model.exp_log
+    recomputed = np.where(w.live, w.p * np.expm1(np.minimum(moved, 700.0)) + model.eta, 0.0)
+    recomputed = np.where(np.isfinite(moved) | ~w.live, recomputed, np.inf)
+    error = np.maximum(recomputed, probability_error(w, model))
+    if model.contract.weight_cast and model.contract.score_casts:
+        error = np.where(w.live, model.contract.inner_cast(w.p, error), 0.0)  # whiteboard: only the cast weights are kept
+    return error
+
+
+def _score_gradient(
+    scores: _Scores, p: Array, e_p: Array, v: Array, g: Array, model: Roundings
+) -> tuple[Array, Array]:
+    """(dS, |dS^ - dS|), each (..., n, m)."""
+    promise = model.contract
+    vt = np.swapaxes(v, -1, -2)
+    dp, e_dp, _ = model.contraction(g, vt, model.flushed(g), model.flushed(vt))
+    if promise.score_casts:
+        e_dp = promise.inner_cast(dp, e_dp)
+    out, e_out = _output(scores, v, model)
+    d = (p * dp).sum(-1, keepdims=True)
+    e_d = np.maximum(
+        _dot_error(np.abs(g), np.zeros_like(g), np.abs(out), promise.cast(out, e_out), model),
+        _dot_error(p, e_p, np.abs(dp), e_dp, model),
+    )
+    ds = p * (dp - d)
+    both = np.abs(dp) + np.abs(d) + e_dp + e_d
+    error = e_p * np.abs(dp - d) + (p + e_p) * (e_dp + e_d + model.few(4) * both) + 2 * model.eta
+    error = _through_peak(error, ds, scores.w.live & (scores.w.d == 0), model)
+    for _ in range(max(promise.score_casts, int(promise.weight_cast))):
+        error = promise.inner_cast(ds, error)
+    return ds, np.where(scores.w.live, error, 0.0)
+
+
+def _dot_error(a: Array, e_a: Array, b: Array, e_b: Array, model: Roundings) -> Array:
+    """The error of Σ ab over the last axis, (..., 1), a and b given by their magnitudes."""
+    reach = ((a + e_a) * (b + e_b)).sum(-1, keepdims=True)
+    moved = (a * e_b + e_a * (b + e_b)).sum(-1, keepdims=True)
+    return moved + model.gamma(a.shape[-1]) * reach + 2 * a.shape[-1] * model.eta
+
+
+def _gradient(a: Array, e_a: Array, b: Array, scale: float, cast: float, model: Roundings) -> tuple[Array, Array]:
+    """scale · a b, the product that ends in a gradient: a is computed, b is an argument. Partial sums may be kept in io."""
+    length = a.shape[-1]
+    value, error, magnitude = model.contraction(a, b, e_a, model.flushed(b), extra=cast)
+    reach = magnitude + error
+    if model.contract.grad_partials == "io" and model.contract.io != model.contract.acc:
+        blocks = math.ceil(length / _PARTIAL)
+        error = error + blocks * (model.contract.u_out * reach + model.contract.eta_out)
+    if scale != 1.0:
+        error = abs(scale) * (error + model.few(3) * reach) + 2 * model.eta
+    return scale * value, error
+
+
+def _finished(shape: tuple[int, ...], found: tuple[Array, Array], contract: Contract) -> Bounded:
+    value, error = (fold_to(shape, part) for part in found)
+    return finish(value, error, contract)
