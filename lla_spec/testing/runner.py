@@ -21,6 +21,7 @@ from lla_spec.testing.laws import judge_law
 from lla_spec.testing.inputs import build
 from lla_spec.testing.strategies import cases, law_cases
 from lla_spec.testing.targets import Target, TargetError, operation_formula
+from lla_spec.testing.threads import one_blas_thread, threads_for
 from lla_spec.testing.verdicts import Result, Row, verdict
 
 
@@ -146,10 +147,15 @@ class Session:
     def judging(self, row: Row, contract: Contract) -> Callable[[Case], Judgement]:
         """The function that judges one case of this row."""
         formula = operation_formula(row.op)
-        if row.law in ("definition", "vjp"):
-            return lambda case: judge(self.target, formula, case, contract)
-        law = law_of(row)
-        return lambda case: judge_law(self.target, law, case, self._contract_of(row))
+        law = None if row.law in ("definition", "vjp") else law_of(row)
+
+        def judging(case: Case) -> Judgement:
+            with one_blas_thread(), threads_for(case):
+                if law is None:
+                    return judge(self.target, formula, case, contract)
+                return judge_law(self.target, law, case, self._contract_of(row))
+
+        return judging
 
     def _contract_of(self, row: Row) -> Callable[[str], Contract]:
         return lambda operation: self.target.contract(operation, row.dtype, self.options.contract)
