@@ -21,7 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(soft_wrap=True)
+WIDTH = 120  # of tables that go into a file or a pipe
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
 err = Console(stderr=True, soft_wrap=True)
 
 Names = Annotated[list[str] | None, typer.Option()]

@@ -39,6 +39,34 @@ class SumsInIo(Float64):
         return total
 
 
+class EveryStepIn(Float64):
+    """Float64, but the result of each step is rounded: a composite of functions of a low-precision library."""
+
+    def __init__(self, precision: Precision) -> None:
+        self.precision = precision
+
+    def add(self, a: Array, b: Array) -> Array:
+        return rounded(super().add(a, b), self.precision)
+
+    def multiply(self, a: Array, b: Array) -> Array:
+        return rounded(super().multiply(a, b), self.precision)
+
+    def power(self, a: Array, exponent: Fraction) -> Array:
+        return rounded(super().power(a, exponent), self.precision)
+
+    def exp(self, a: Array, shifted: int) -> Array:
+        return rounded(super().exp(a, shifted), self.precision)
+
+    def log(self, a: Array) -> Array:
+        return rounded(super().log(a), self.precision)
+
+    def sum(self, a: Array, axes: int) -> Array:
+        return rounded(super().sum(a, axes), self.precision)
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        return rounded(super().matmul(a, b), self.precision)
+
+
 class Float32(Float64):
     """Single precision without any care for its range."""
 
@@ -63,6 +91,12 @@ def sums_in_io(name: str, arguments: Mapping[str, Any], contract: Contract, *, v
     """The operation with its sums rounded to io on their way, and what the remaining roundings may do to that."""
     prepared = prepare(operation(name), arguments, vjp=vjp)
     return _around(prepared, prepared.run(SumsInIo(contract.io, each)), name, arguments, contract, vjp)
+
+
+def steps_in_io(name: str, arguments: Mapping[str, Any], contract: Contract, *, vjp: bool) -> Any:
+    """The operation with every step rounded to io, and what the remaining roundings may do to that."""
+    prepared = prepare(operation(name), arguments, vjp=vjp)
+    return _around(prepared, prepared.run(EveryStepIn(contract.io)), name, arguments, contract, vjp)
 
 
 def edges_in(

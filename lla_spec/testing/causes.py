@@ -16,7 +16,7 @@ from torch import Tensor
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.edges import ratios
-from lla_spec.evaluating.knobs import edges_in, float32_without_maximum, sums_in_io
+from lla_spec.evaluating.knobs import edges_in, float32_without_maximum, steps_in_io, sums_in_io
 from lla_spec.language import Formula, calls
 from lla_spec.symbols import Dim
 from lla_spec.testing.inputs import Arguments, arguments_of, build
@@ -202,6 +202,10 @@ def _rounding_knobs(formula: Formula, found: Judgement, arguments: Arguments, co
                 f"sums {words.format(contract.io.name)}",
                 lambda each=each: _as_truth(sums_in_io(formula.name, given, contract, vjp=vjp, each=each)),
             )
+        yield Knob(
+            f"every step is rounded to {contract.io.name}",
+            lambda: _as_truth(steps_in_io(formula.name, given, contract, vjp=vjp)),
+        )
     else:
         yield from _low_precision_knobs(formula, given, contract, vjp)
     yield Knob(
