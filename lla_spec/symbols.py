@@ -186,9 +186,10 @@ class Tensor:
                 f"({', '.join(f'{a} over {a.dim}' for a in self.axes) or 'none: it is a scalar'})"
             )
         for position, (given, axis) in enumerate(zip(where, self.axes, strict=True)):
-            if isinstance(given, Index) and given.dim != axis.dim:
+            ranges = _range_of(given)
+            if ranges is not None and ranges != axis.dim:
                 raise DeclarationError(
-                    f"{self.name}: axis {position} ranges over {axis.dim}, but index {given} ranges over {given.dim}"
+                    f"{self.name}: axis {position} ranges over {axis.dim}, but index {given} ranges over {ranges}"
                 )
         return sp.Indexed(self.base, *where) if self.axes else self.label
 
@@ -246,6 +247,15 @@ class Tensor:
         raise DeclarationError(
             f"{self.name}: nothing inside is called {name}; there are {[t.name for t in definitions(self)]}"
         )
+
+
+def _range_of(index: Any) -> Dim | None:
+    """The dimension that an index, or an entry of a permutation, ranges over; None for a number."""
+    if isinstance(index, Index):
+        return index.dim
+    if isinstance(index, sp.Indexed) and isinstance(index.base.label, Label):
+        return index.base.label.tensor.axes[0].dim
+    return None
 
 
 class MatrixOf(sp.MatrixSymbol):

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 DTYPES = ("fp64", "fp32", "bf16", "fp16")
-MASKS = ("none", "full", "random", "padding", "empty_rows", "one_key", "expanded", "per_batch", "broadcast")
-SPECIALS = ("none", "live_nan", "live_inf", "masked_nan", "masked_inf", "minus_inf", "reuse")
 
 
 class CaseError(ValueError):
@@ -24,7 +22,7 @@ class Case:
     """`sizes` are the declared dimensions by name; `batch` the leading axes (all rows, where the formula has rows).
 
     `family` is one name, or one for each argument joined by +; values are multiplied by 2**`exponent`. `layout` is that
-    of the inputs, `grad` that of the cotangent. `without` names optional arguments left out, joined by +.
+    of the inputs (joined by + likewise), `grad` that of the cotangent. `without` names optional arguments left out, joined by +.
     """
 
     op: str

@@ -15,6 +15,7 @@ import sympy as sp
 from lla_spec.language import Formula, Law
 from lla_spec.symbols import Dim, Index, definitions, expand
 from lla_spec.testing.cases import Case
+from lla_spec.testing.inputs import MASKS
 
 LARGEST = {"fp64": 10, "fp32": 120, "bf16": 7, "fp16": 7}  # exponents of 2 that keep a product of two finite
 SMALLEST = {"fp64": -1020, "fp32": -124, "bf16": -124, "fp16": -13}
@@ -99,6 +100,9 @@ def _shapes(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Ca
     yield "below the tile", replace(base, sizes=_sizes(f.dims, 31, 15, 7, 63))
     yield "a tile", replace(base, sizes=_sizes(f.dims, 32, 64, 16, 8))
     yield "above the tile", replace(base, sizes=_sizes(f.dims, 33, 17, 65, 9))
+    yield "multiples of 8", replace(base, sizes=_sizes(f.dims, 16, 8, 24, 32))
+    yield "equal sizes", replace(base, sizes=tuple((name, 6) for name in f.dims))
+    yield "three batch axes", replace(base, batch=(2, 3, 2))
     yield "primes", replace(base, sizes=_sizes(f.dims, 13, 37, 19, 23))
     for name in f.dims:
         yield f"{name} = 1", base.with_sizes({name: 1})
@@ -113,6 +117,7 @@ def _shapes(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Ca
         query, key = f.causal
         yield "fewer queries than keys", base.with_sizes({query: 3, key: 11})
         yield "more queries than keys", base.with_sizes({query: 11, key: 3})
+        yield "several tiles", replace(base.with_sizes({query: 70, key: 131}), batch=(1,))
 
 
 def _values(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
@@ -134,13 +139,25 @@ def _values(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
             yield family, replace(wide, family=family if f.arguments == 1 else f"{family}+normal+normal")
         if f.arguments > 1:
             yield "saturated", replace(wide, exponent=3, family="normal")
+            if f.scalars:  # the largest jump after which exp is still finite; the sum of such terms is not
+                late = replace(base.with_sizes({name: 70 for name in f.causal or ()}), family="ones+step+normal")
+                yield "scores that jump by 87", replace(late, scale=87.0 / _summed_first(f, base))
             yield "large scores", replace(wide, exponent=5 if base.dtype != "fp16" else 3, family="pow2+pow2+normal")
+
+
+def _summed_first(f: Features, base: Case) -> int:
+    """The length of the products that make the scores: the first summed dimension that is no key's."""
+    return next(base.size(name) for name in f.summed if name not in (f.causal or ()))
 
 
 def _layouts(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     wide = replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9), batch=(3,))
     for layout in ("transposed", "strided", "sliced", "offset", "expanded"):
         yield f"{layout} inputs", replace(wide, layout=layout)
+    if f.arguments > 1:
+        same = replace(base, sizes=tuple((name, 6) for name in f.dims), batch=(2, 3))
+        yield "a layout for each argument", replace(same, layout="dense+transposed+sliced")
+        yield "another layout for each", replace(same, layout="strided+dense+transposed")
     if base.law == "vjp":
         for layout in ("transposed", "sliced", "expanded", "scalar"):
             yield f"{layout} cotangent", replace(wide, grad=layout)
@@ -148,8 +165,12 @@ def _layouts(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
 
 def _masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     wide = replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9))
-    for mask in ("full", "random", "padding", "empty_rows", "one_key", "expanded", "per_batch", "broadcast"):
+    for mask in MASKS:
         yield f"{mask} mask", replace(wide, mask=mask)
+    yield "holes in a tile", replace(base, sizes=_sizes(f.dims, 19, 5, 21, 3), mask="holes")
+    yield "one key, multiples of 8", replace(base, sizes=_sizes(f.dims, 16, 8, 24, 32), mask="one_key")
+    yield "one mask for some batch axes", replace(wide, mask="partly_batched", batch=(2, 3, 2))
+    yield "a mask for each of three batch axes", replace(wide, mask="per_batch", batch=(2, 3, 2))
     if f.causal:
         query, key = f.causal
         square = replace(wide, causal=True)
@@ -157,6 +178,8 @@ def _masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
         yield "causal, n < m", square.with_sizes({query: 5, key: 12})
         yield "causal, n > m (empty rows)", square.with_sizes({query: 12, key: 5})
         yield "causal, one query", square.with_sizes({query: 1, key: 7})
+        yield "causal, several tiles", replace(square.with_sizes({query: 70, key: 131}), batch=(1,))
+        yield "causal, several tiles, n > m", replace(square.with_sizes({query: 150, key: 70}), batch=(1,))
         yield "causal and padding", replace(square.with_sizes({query: 7, key: 11}), mask="padding")
         yield "causal and empty rows", replace(square.with_sizes({query: 7, key: 9}), mask="empty_rows")
 

@@ -85,6 +85,14 @@ def _dominant(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
     return values * magnitude
 
 
+def _step(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    """0 in the first half of the rows, 1 in the second: along the keys, scores that jump after many blocks."""
+    if len(shape) < 2:
+        return np.ones(shape) * magnitude
+    late = np.arange(shape[-2]) >= (shape[-2] + 1) // 2
+    return np.broadcast_to(late[:, None], shape) * magnitude
+
+
 def _far_below_zero(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
     """All around -400: without the maximum taken out every exponential underflows."""
     return (bits.normal(shape) - 400) * magnitude
@@ -119,6 +127,7 @@ FAMILIES: dict[str, Family] = {
         Family("pow2", _powers_of_two),
         Family("ints", _integers),
         Family("dominant", _dominant),
+        Family("step", _step),
         Family("below", _far_below_zero),
         Family("above", _far_above_zero),
         Family("tiny", _tiny),

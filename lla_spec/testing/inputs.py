@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +68,8 @@ def build(formula: Formula, case: Case) -> Inputs:
             arguments[name] = case.scale
         else:
             values = _values(case, name, position, shape_of(formula, parameter, case))
-            arguments[name] = _place(values, case, case.layout)
+            layouts = case.layout.split("+")
+            arguments[name] = _place(values, case, layouts[position % len(layouts)])
     if case.law == "vjp":
         values = _values(case, "grad_output", -1, shape_of(formula, formula.result, case), family="normal")
         arguments["grad_output"] = _place(values, case, case.grad)
@@ -92,20 +93,39 @@ def _mask(formula: Formula, parameter: symbols.Tensor, case: Case) -> Tensor | N
     if case.mask == "none":
         return None
     rows, columns = (axis.dim.size(dict(case.sizes)) for axis in parameter.axes[-2:])
-    bits = Bits(case.seed, "mask", case.mask)
-    own = (*case.batch, rows, columns)
-    keep = {
-        "full": lambda: np.ones((rows, columns), bool),
-        "random": lambda: _some_kept(bits.uniform((rows, columns)) < 0.6, bits),
-        "padding": lambda: (np.arange(columns) < bits.integers(1, columns + 1, (*case.batch, 1))[..., None]),
-        "empty_rows": lambda: _some_empty(bits.uniform((rows, columns)) < 0.6, bits),
-        "one_key": lambda: np.arange(columns) == bits.integers(0, max(columns, 1), (rows, 1)),
-        "expanded": lambda: _some_kept(bits.uniform((rows, columns)) < 0.6, bits),
-        "per_batch": lambda: _some_kept(bits.uniform(own) < 0.6, bits),
-        "broadcast": lambda: _some_kept(bits.uniform((1, columns)) < 0.6, bits),
-    }[case.mask]()
+    keep = MASKS[case.mask](Bits(case.seed, "mask", case.mask), case.batch, rows, columns)
     tensor = torch.from_numpy(np.ascontiguousarray(keep)).to(case.device)
-    return tensor.expand(own) if case.mask == "expanded" else tensor
+    return tensor.expand(*case.batch, rows, columns) if case.mask == "expanded" else tensor
+
+
+def _every_other(batch: Sequence[int]) -> tuple[int, ...]:
+    """The batch axes with each second one left to broadcasting."""
+    return tuple(1 if position % 2 else size for position, size in enumerate(batch))
+
+
+def _holes(bits: Bits, rows: int, columns: int) -> np.ndarray:
+    """All visible but for one key of each third row: what a test of a tile's border does not see."""
+    keep = np.ones((rows, columns), bool)
+    hidden = bits.integers(0, max(columns, 1), (rows,))
+    for row in range(1, rows, 3):
+        keep[row, hidden[row] : hidden[row] + 1] = False
+    return _some_kept(keep, bits)
+
+
+Mask = Callable[[Bits, Sequence[int], int, int], np.ndarray]
+MASKS: dict[str, Mask] = {
+    "full": lambda bits, batch, n, m: np.ones((n, m), bool),
+    "random": lambda bits, batch, n, m: _some_kept(bits.uniform((n, m)) < 0.6, bits),
+    "holes": lambda bits, batch, n, m: _holes(bits, n, m),
+    "padding": lambda bits, batch, n, m: np.arange(m) < bits.integers(1, m + 1, (*batch, 1))[..., None],
+    "empty_rows": lambda bits, batch, n, m: _some_empty(bits.uniform((n, m)) < 0.6, bits),
+    "one_key": lambda bits, batch, n, m: np.arange(m) == bits.integers(0, max(m, 1), (n, 1)),
+    "expanded": lambda bits, batch, n, m: _some_kept(bits.uniform((n, m)) < 0.6, bits),
+    "per_batch": lambda bits, batch, n, m: _some_kept(bits.uniform((*batch, n, m)) < 0.6, bits),
+    "partly_batched": lambda bits, batch, n, m: _some_kept(bits.uniform((*_every_other(batch), n, m)) < 0.6, bits),
+    "broadcast": lambda bits, batch, n, m: _some_kept(bits.uniform((1, m)) < 0.6, bits),
+}
+"""Masks (…, n, m), True = may look, by name: bits, batch axes, n and m to a bool array."""
 
 
 def _some_kept(keep: np.ndarray, bits: Bits) -> np.ndarray:

@@ -236,8 +236,7 @@ def _tight_applies(case: Case, contract: Contract) -> bool:
     return (
         contract.rounding == "nearest"
         and case.special == "none"
-        and case.layout not in ("expanded", "scalar")
-        and case.grad not in ("expanded", "scalar")
+        and not {"expanded", "scalar"} & {*case.layout.split("+"), case.grad}
         and all(FAMILIES[name].random_mantissas for name in case.family.split("+"))
         and max((size for _, size in case.sizes), default=0) >= 64
     )

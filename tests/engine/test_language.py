@@ -150,6 +150,7 @@ def test_no_derivative_is_taken_through_a_maximum():
     ("make", "message"),
     [
         (lambda: K[i, k], "K: axis 0 ranges over m, but index i ranges over n"),
+        (lambda: K[permutation("π", i)[i], k], "K: axis 0 ranges over m, but index π.i. ranges over n"),
         (lambda: Q[i], r"Q: 1 indices \[i\] but it has 2 axes \(i over n, k over d\)"),
         (lambda: define("S", (i,), Q[i, k]), r"S: index k is unbound; sum over it or make it an axis \(axes \(i,\)\)"),
         (lambda: define("S", (i, i), Q[i, k]), "S: one index stands on two axes"),
