@@ -1,4 +1,4 @@
-# ruff: noqa: F722, F821  (jaxtyping's axis names are not forward references)
+# ruff: noqa: F722  (jaxtyping's axis names are not forward references)
 """Scaled dot-product attention (Vaswani et al. 2017, §3.2.1) and its VJP.
 
     Attention(Q, K, V) = softmax(scale · Q Kᵀ) V        Q (…, n, d)    K (…, m, d)    V (…, m, e)

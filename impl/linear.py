@@ -1,4 +1,4 @@
-# ruff: noqa: F722, F821  (jaxtyping's axis names are not forward references)
+# ruff: noqa: F722  (jaxtyping's axis names are not forward references)
 """Products that are linear in each argument: matmul, linear and weighted_average, each with its VJP.
 
     C = A B            c_ij = Σ_k a_ik b_kj

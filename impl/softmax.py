@@ -1,4 +1,4 @@
-# ruff: noqa: F722, F821  (jaxtyping's axis names are not forward references)
+# ruff: noqa: F722  (jaxtyping's axis names are not forward references)
 """softmax, log_softmax and logsumexp over the last axis, each with its VJP.
 
     logsumexp(x) = log Σ_j exp x_j      softmax(x)_i = exp x_i / Σ_j exp x_j      log_softmax(x)_i = x_i - logsumexp(x)

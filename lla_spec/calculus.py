@@ -20,7 +20,9 @@ def vjp(output: Tensor, wrt: Tensor, cotangent: Tensor) -> Tensor:
     not depend on `wrt`, or only through a maximum or a concatenation.
     """
     if cotangent.shape != output.shape:
-        raise DeclarationError(f"vjp: {cotangent!r} is over {cotangent.shape}, but {output.name} is over {output.shape}")
+        raise DeclarationError(
+            f"vjp: {cotangent!r} is over {cotangent.shape}, but {output.name} is over {output.shape}"
+        )
     return _Reverse(wrt).run(output, cotangent)
 
 

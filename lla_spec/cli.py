@@ -63,12 +63,18 @@ def _sizes(at: str) -> dict[str, int]:
 
 @app.command()
 def verify(
-    target: Annotated[str, typer.Argument(help="a module, module:attribute or file.py[:function]; torch_native is bundled")] = "impl",
+    target: Annotated[
+        str, typer.Argument(help="a module, module:attribute or file.py[:function]; torch_native is bundled")
+    ] = "impl",
     op: Annotated[list[str] | None, typer.Option(help="only this operation (may be repeated)")] = None,
-    law: Annotated[list[str] | None, typer.Option(help="only this law: definition, vjp, or a name of `lla-spec list`")] = None,
+    law: Annotated[
+        list[str] | None, typer.Option(help="only this law: definition, vjp, or a name of `lla-spec list`")
+    ] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="fp64, fp32, bf16 or fp16")] = None,
     device: Annotated[list[str] | None, typer.Option(help="cpu or cuda")] = None,
-    contract: Annotated[str | None, typer.Option(help="strict, fused or whiteboard, instead of the declared one")] = None,
+    contract: Annotated[
+        str | None, typer.Option(help="strict, fused or whiteboard, instead of the declared one")
+    ] = None,
     at: Annotated[str, typer.Option(help="sizes of the random cases, n=8192,d=128")] = "",
     examples: Annotated[int, typer.Option(min=0, help="random cases per row, after its covering list")] = 20,
     seed: Annotated[int, typer.Option(help="seed of the random cases")] = 0,
@@ -84,7 +90,14 @@ def verify(
             _check_contract(contract)
         found = load(target, as_)
         options = Options(
-            tuple(op or ()), tuple(law or ()), tuple(dtype or ()), tuple(device or ()), contract, examples, seed, _sizes(at)
+            tuple(op or ()),
+            tuple(law or ()),
+            tuple(dtype or ()),
+            tuple(device or ()),
+            contract,
+            examples,
+            seed,
+            _sizes(at),
         )
         session = Session(found, options)
         raise typer.Exit(_verify(session, target if as_ is None else f"{target} --as {as_}", json_))
@@ -217,7 +230,9 @@ def replay(
     case: Annotated[str, typer.Argument(help="the line that a failure prints")],
     target: Annotated[str, typer.Option(help="the target that it is about")] = "impl",
     as_: Annotated[str | None, typer.Option("--as", help="the operation that file.py:function stands for")] = None,
-    contract: Annotated[str | None, typer.Option(help="strict, fused or whiteboard, instead of the declared one")] = None,
+    contract: Annotated[
+        str | None, typer.Option(help="strict, fused or whiteboard, instead of the declared one")
+    ] = None,
 ) -> None:
     """Run one case again, from its line of text."""
     from lla_spec.testing.cases import parse

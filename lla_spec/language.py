@@ -117,7 +117,9 @@ class Formula:
         if over is not None:
             first = next(iter(given.values()))
             if not isinstance(first, Tensor) or first.axes[-1:] != (over,):
-                raise DeclarationError(f"{self.name}: runs over the last axis, but {over} is not the last axis of {first!r}")
+                raise DeclarationError(
+                    f"{self.name}: runs over the last axis, but {over} is not the last axis of {first!r}"
+                )
         return _Application(self, given).result()
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Argument]:
@@ -354,7 +356,9 @@ def assume(relation: Relation, *, by: Mapping[Tensor, Any]) -> Tensor:
     built = {t: (v if isinstance(v, Tensor) else Tensor(t.name, t.axes, sp.sympify(v))) for t, v in by.items()}
     for constrained, construction in built.items():
         if constrained in inputs_of(construction):
-            raise DeclarationError(f"assume: {constrained.name} is constructed from itself; construct it from a free tensor")
+            raise DeclarationError(
+                f"assume: {constrained.name} is constructed from itself; construct it from a free tensor"
+            )
     _assumed.append(Hypothesis(relation, built, slack))
     return slack
 

@@ -77,7 +77,9 @@ def explicit(result: Tensor, sizes: dict[str, int]) -> sp.Matrix | sp.NDimArray:
     dims |= {index.dim for index in entry.atoms(Index)} | set(result.shape)
     missing = sorted(dim.name for dim in dims if dim.name not in sizes and not dim.parts)
     if missing:
-        raise DeclarationError(f"{result.name}: the size of {', '.join(missing)} is missing; write at({missing[0]}=2, …)")
+        raise DeclarationError(
+            f"{result.name}: the size of {', '.join(missing)} is missing; write at({missing[0]}=2, …)"
+        )
     values = {dim: dim.size(sizes) for dim in dims}
     shape = [values[axis.dim] for axis in result.axes]
 
@@ -175,8 +177,19 @@ def plain(result: Tensor) -> str:
     'C[i, j] = Σ_k A[i, k]·B[k, j]'
     """
     printer = _Plain()
-    lines = [f"{printer.doprint(t.entry)} = {printer.doprint(t.body)}" for t in definitions(result) if t.body is not None]
+    lines = [
+        f"{printer.doprint(t.entry)} = {printer.doprint(t.body)}" for t in definitions(result) if t.body is not None
+    ]
     return "; ".join(lines)
 
 
-__all__ = ["RowSoftmax", "definitions_latex", "explicit", "latex", "matrix_entry", "plain", "plain_expression", "row_softmax"]
+__all__ = [
+    "RowSoftmax",
+    "definitions_latex",
+    "explicit",
+    "latex",
+    "matrix_entry",
+    "plain",
+    "plain_expression",
+    "row_softmax",
+]

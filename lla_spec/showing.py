@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lla_spec.language import Formula, Law, registry
 from lla_spec.printing import definitions_latex, latex, plain, plain_expression
 from lla_spec.symbols import expand
@@ -63,3 +65,42 @@ def listing() -> str:
             if law.topic == topic:
                 lines.append(f"    {law.name:<30} {law.kind:<9} {_first_line(law)}")
     return "\n".join(lines[1:])
+
+
+MARKS = ("<!-- laws -->", "<!-- /laws -->")
+
+
+def laws_table() -> str:
+    """The README's table: each operation with its laws, and what the committed ledger says of each."""
+    from lla_spec.proving.ledger import read
+
+    recorded = read()
+    lines = ["| operation | law | states | status |", "|---|---|---|---|"]
+    for formula in registry.operations():
+        for law in registry.laws_of(formula.name):
+            states = _first_sentence(law).replace("|", r"\|")
+            lines.append(f"| {formula.name} | {law.name} | {states} | {recorded.get(law.id, 'new')} |")
+    return "\n".join(lines)
+
+
+def with_laws_table(readme: str) -> str:
+    """A README's text with its table made anew between the two marks."""
+    before, rest = readme.split(MARKS[0])
+    return f"{before}{MARKS[0]}\n{laws_table()}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+
+
+def _first_sentence(law: Law) -> str:
+    text = " ".join(law.doc.split())
+    return text.split(". ")[0].rstrip(".") + "."
+
+
+def main() -> None:
+    """`python -m lla_spec.showing` writes the table into README.md."""
+    import lla_spec.formulas  # noqa: F401  (declares the laws)
+
+    path = Path("README.md")
+    path.write_text(with_laws_table(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -133,13 +133,18 @@ def _as_declared(formula: Formula, omitted: frozenset[str]) -> Plan:
 
 
 def _around(
-    prepared: Prepared, values: Mapping[str, Array], name: str, arguments: Mapping[str, Any], contract: Contract, vjp: bool
+    prepared: Prepared,
+    values: Mapping[str, Array],
+    name: str,
+    arguments: Mapping[str, Any],
+    contract: Contract,
+    vjp: bool,
 ) -> Any:
     """These values with the bound of the right ones, cast anew: what differs is the knob, not the roundings."""
     right = bound(name, arguments, contract, vjp=vjp)
     named = {role_name: key for role_name, (key, _) in torch_parameters(operation(name)).items()}
     found = {}
-    for key, bounded in (right.items() if vjp else [("", right)]):
+    for key, bounded in right.items() if vjp else [("", right)]:
         value = values[named[key]] if vjp else next(iter(values.values()))
         empty = prepared.empty_in(named[key]) if vjp else None
         error = contract.cast(np.where(np.isfinite(value), value, 0.0), bounded.pre_cast_error)

@@ -1,15 +1,30 @@
 """Scaled dot-product attention (Vaswani et al. 2017, §3.2.1).
 
-    Attention(Q, K, V) = softmax(Q Kᵀ / √d) V
+Attention(Q, K, V) = softmax(Q Kᵀ / √d) V
 
-    Q ∈ ℝⁿˣᵈ queries    K ∈ ℝᵐˣᵈ keys    V ∈ ℝᵐˣᵉ values
+Q ∈ ℝⁿˣᵈ queries    K ∈ ℝᵐˣᵈ keys    V ∈ ℝᵐˣᵉ values
 """
 
 from lla_spec.calculus import vjp
 from lla_spec.formulas.softmax import logsumexp, softmax
 from lla_spec.language import Eq, Le, assume, formula, identity, theorem
 from lla_spec.printing import row_softmax
-from lla_spec.symbols import Max, Sum, concat, define, dims, exp, index, log, mask, permutation, scalar, split, sqrt, tensor
+from lla_spec.symbols import (
+    Max,
+    Sum,
+    concat,
+    define,
+    dims,
+    exp,
+    index,
+    log,
+    mask,
+    permutation,
+    scalar,
+    split,
+    sqrt,
+    tensor,
+)
 
 n, m, d, e, m1, m2 = dims("n m d e m1 m2")
 i, j, k, c = index("i", n), index("j", m), index("k", d), index("c", e)

@@ -1,8 +1,8 @@
 """Linear maps: products, affine layers, weighted averages (Goodfellow, Bengio & Courville 2016, §2.2, §6.5).
 
-    matmul(A, B) = A B        linear(X) = X Wᵀ + b        weighted_average(α, V)_i = Σ_j α_ij v_j
+matmul(A, B) = A B        linear(X) = X Wᵀ + b        weighted_average(α, V)_i = Σ_j α_ij v_j
 
-    A ∈ ℝⁿˣᵏ, B ∈ ℝᵏˣᵐ    X ∈ ℝⁿˣᵈ rows of features, W ∈ ℝᵉˣᵈ, b ∈ ℝᵉ    α ∈ ℝⁿˣᵐ, V ∈ ℝᵐˣᵉ
+A ∈ ℝⁿˣᵏ, B ∈ ℝᵏˣᵐ    X ∈ ℝⁿˣᵈ rows of features, W ∈ ℝᵉˣᵈ, b ∈ ℝᵉ    α ∈ ℝⁿˣᵐ, V ∈ ℝᵐˣᵉ
 """
 
 from lla_spec.calculus import vjp

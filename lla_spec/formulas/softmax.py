@@ -1,17 +1,17 @@
 """Softmax and the log-sum-exp (Bridle 1990; Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp").
 
-    softmax(x)_j = exp(x_j) / Σ_l exp(x_l)        logsumexp(x) = log Σ_l exp(x_l)
+softmax(x)_j = exp(x_j) / Σ_l exp(x_l)        logsumexp(x) = log Σ_l exp(x_l)
 
-    x ∈ ℝⁿˣᵐ: n rows of m logits; everything runs over the last axis.
+x ∈ ℝⁿˣᵐ: n rows of m logits; everything runs over the last axis.
 """
 
 from lla_spec.calculus import vjp
-from lla_spec.language import Eq, assume, formula, identity, theorem
-from lla_spec.symbols import Max, Sum, concat, define, dims, exp, index, log, mask, scalar, split, tensor
+from lla_spec.language import Eq, formula, identity
+from lla_spec.symbols import Max, Sum, concat, define, dims, exp, index, log, mask, split, tensor
 
 n, m, m1, m2 = dims("n m m1 m2")
 i, j = index("i", n), index("j", m)
-l = index("l", m)  # noqa: E741  (the letter that the field uses for the summed logit)
+l = index("l", m)
 j1, j2 = index("j1", m1), index("j2", m2)
 
 x = tensor("x", i, j)

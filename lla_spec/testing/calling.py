@@ -131,7 +131,9 @@ def checked_gradients(result: Any, expected: Mapping[str, Expected | None], name
     """The tuple that a `_vjp` must return, by argument name; None where the input was None, zeros for another None."""
     if not isinstance(result, tuple) or len(result) != len(expected):
         what = f"{type(result).__name__}" + (f" of {len(result)}" if isinstance(result, tuple | list) else "")
-        raise Misbehaved("returns", f"{name}: returns {what}, it must return a tuple of {len(expected)} ({', '.join(expected)})")
+        raise Misbehaved(
+            "returns", f"{name}: returns {what}, it must return a tuple of {len(expected)} ({', '.join(expected)})"
+        )
     gradients = {}
     for (argument, wanted), value in zip(expected.items(), result, strict=True):
         if wanted is None:
@@ -144,7 +146,9 @@ def checked_gradients(result: Any, expected: Mapping[str, Expected | None], name
     return gradients
 
 
-def autograd_vjp(function: Callable[..., Any], name: str, arguments: Arguments, forward: Expected) -> tuple[Any, ...] | None:
+def autograd_vjp(
+    function: Callable[..., Any], name: str, arguments: Arguments, forward: Expected
+) -> tuple[Any, ...] | None:
     """The gradients of a target without `_vjp`, by differentiating its forward; None where its output has no grad_fn."""
     inputs = {key: value for key, value in arguments.items() if key != "grad_output"}
     floating = [key for key, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]

@@ -107,7 +107,9 @@ def _read(text: str, key: str, value: str, read: object = None) -> object:
     try:
         return reader(value)  # pyright: ignore[reportCallIssue]
     except ValueError:
-        raise CaseError(f"case {text!r}: {key}={value} does not read as {getattr(reader, '__name__', 'a value')}") from None
+        raise CaseError(
+            f"case {text!r}: {key}={value} does not read as {getattr(reader, '__name__', 'a value')}"
+        ) from None
 
 
 def _batch(value: str) -> tuple[int, ...]:

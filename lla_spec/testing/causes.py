@@ -23,6 +23,9 @@ from lla_spec.testing.inputs import Arguments, arguments_of, build
 from lla_spec.testing.judge import Judgement, Truth, as_numpy, empty_rows, truth_of
 
 
+EVERY_STEP = "every step is rounded to"  # the vaguest cause: a narrower one is looked for in a smaller case
+
+
 @dataclass(frozen=True)
 class Knob:
     """`words` for a person; `truth()` the outputs that the changed formula gives, with their bounds."""
@@ -78,7 +81,9 @@ def knobs(formula: Formula, found: Judgement, arguments: Arguments, contract: Co
     yield from _rounding_knobs(formula, found, arguments, contract)
 
 
-def _scalar_knobs(formula: Formula, arguments: Arguments, changed: Callable[..., Callable[[], Truth]]) -> Iterator[Knob]:
+def _scalar_knobs(
+    formula: Formula, arguments: Arguments, changed: Callable[..., Callable[[], Truth]]
+) -> Iterator[Knob]:
     for name, parameter in arguments_of(formula).items():
         role = parameter.role
         assert role is not None
@@ -113,7 +118,11 @@ def _sizes(formula: Formula, arguments: Arguments) -> dict[str, int]:
 
 
 def _mask_knobs(
-    formula: Formula, found: Judgement, arguments: Arguments, contract: Contract, changed: Callable[..., Callable[[], Truth]]
+    formula: Formula,
+    found: Judgement,
+    arguments: Arguments,
+    contract: Contract,
+    changed: Callable[..., Callable[[], Truth]],
 ) -> Iterator[Knob]:
     vjp = found.case.law == "vjp"
     mask = arguments.get("mask")
@@ -127,10 +136,16 @@ def _mask_knobs(
             lambda: truth_of(formula, arguments, contract, vjp=vjp, alignment="top_left"),
         )
         for shift, words in ((1, "one key too many is visible"), (-1, "a query does not see its own key")):
-            yield Knob(f"the causal diagonal is off by one: {words}", changed(is_causal=False, mask=_diagonal(formula, arguments, shift)))
+            yield Knob(
+                f"the causal diagonal is off by one: {words}",
+                changed(is_causal=False, mask=_diagonal(formula, arguments, shift)),
+            )
     empty = empty_rows(formula, found.case, arguments)
     if empty is not None and empty.any():
-        yield Knob("a row without keys gives the mean of the values, not zeros", _mean_of_values(formula, arguments, contract, empty, vjp))
+        yield Knob(
+            "a row without keys gives the mean of the values, not zeros",
+            _mean_of_values(formula, arguments, contract, empty, vjp),
+        )
 
 
 def _diagonal(formula: Formula, arguments: Arguments, shift: int) -> Tensor:
@@ -153,7 +168,12 @@ def _mean_of_values(
         hole = torch.from_numpy(empty.copy()).to(q.device)
         shown = _diagonal(formula, arguments, 0) if arguments.get("is_causal") else arguments.get("mask")
         assert isinstance(shown, Tensor)
-        given: Arguments = {**arguments, "q": q.masked_fill(hole[..., None], 0), "mask": shown | hole[..., None], "is_causal": False}
+        given: Arguments = {
+            **arguments,
+            "q": q.masked_fill(hole[..., None], 0),
+            "mask": shown | hole[..., None],
+            "is_causal": False,
+        }
         found = truth_of(formula, given, contract, vjp=vjp)
         return found
 
@@ -203,7 +223,7 @@ def _rounding_knobs(formula: Formula, found: Judgement, arguments: Arguments, co
                 lambda each=each: _as_truth(sums_in_io(formula.name, given, contract, vjp=vjp, each=each)),
             )
         yield Knob(
-            f"every step is rounded to {contract.io.name}",
+            f"{EVERY_STEP} {contract.io.name}",
             lambda: _as_truth(steps_in_io(formula.name, given, contract, vjp=vjp)),
         )
     else:

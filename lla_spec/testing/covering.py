@@ -140,7 +140,7 @@ def _values(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
         if f.arguments > 1:
             yield "saturated", replace(wide, exponent=3, family="normal")
             if f.scalars:  # the largest jump after which exp is still finite; the sum of such terms is not
-                late = replace(base.with_sizes({name: 70 for name in f.causal or ()}), family="ones+step+normal")
+                late = replace(base.with_sizes(dict.fromkeys(f.causal or (), 70)), family="ones+step+normal")
                 yield "scores that jump by 87", replace(late, scale=87.0 / _summed_first(f, base))
             yield "large scores", replace(wide, exponent=5 if base.dtype != "fp16" else 3, family="pow2+pow2+normal")
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from lla_spec.evaluating.contracts import lattice
 from lla_spec.language import Formula, Law
-from lla_spec.testing.causes import cause
 from lla_spec.testing.cases import Case
+from lla_spec.testing.causes import EVERY_STEP, cause
 from lla_spec.testing.failure import describe
 from lla_spec.testing.judge import Judgement
 from lla_spec.testing.runner import Session, law_of
@@ -24,8 +24,10 @@ def explain(session: Session, result: Result) -> None:
     found: Judgement = result.failing
     formula, contract = operation_formula(result.row.op), session.contract(result.row)
     result.cause = cause(formula, found, contract)
-    if not result.cause and found.case.law in ("definition", "vjp"):  # a small case has fewer roundings in the way
-        result.cause = cause(formula, shrunk(session, result, seconds=2.0), contract)
+    vague = not result.cause or result.cause.startswith(EVERY_STEP)
+    if vague and found.case.law in ("definition", "vjp"):  # a small case has fewer roundings in the way
+        small = shrunk(session, result, seconds=2.0, any_cause=True)
+        result.cause = cause(formula, small, contract) or result.cause
     if found.kind in ("bound", "tight"):
         result.meets = met_contract(session, result)
 
@@ -46,7 +48,9 @@ def met_contract(session: Session, result: Result) -> str:
 def texts(session: Session, results: Sequence[Result], target_name: str, seconds: float = 10.0) -> list[str]:
     """One text for each operation and cause among the failing rows; the other rows of that cause are named in it."""
     groups: dict[tuple[str, str], list[Result]] = {}
-    homes: dict[str, list[Result]] = {}  # the group in which a failing call is told, by "operation:definition" or ":vjp"
+    homes: dict[
+        str, list[Result]
+    ] = {}  # the group in which a failing call is told, by "operation:definition" or ":vjp"
     for result in sorted(_failing(results), key=lambda r: r.row.law not in ("definition", "vjp")):
         home = homes.get(result.failing.called)
         if home is not None:  # a law that fails in a call which is told already
@@ -87,8 +91,8 @@ def _text(session: Session, group: list[Result], target_name: str, seconds: floa
     return text
 
 
-def shrunk(session: Session, result: Result, seconds: float) -> Judgement:
-    """The failing case made small, failing in the same way and for the same named cause."""
+def shrunk(session: Session, result: Result, seconds: float, *, any_cause: bool = False) -> Judgement:
+    """The failing case made small, failing in the same way and (unless `any_cause`) for the same named cause."""
     row, contract = result.row, session.contract(result.row)
     judging, formula = session.judging(row, contract), operation_formula(row.op)
 
@@ -96,10 +100,12 @@ def shrunk(session: Session, result: Result, seconds: float) -> Judgement:
         found = judging(case)
         if found.kind != result.kind:
             return False
-        return not result.cause or _words(cause(formula, found, contract)) == _words(result.cause)
+        return any_cause or not result.cause or _words(cause(formula, found, contract)) == _words(result.cause)
 
     small = shrink(result.failing.case, fails, session.target.support(row.op), seconds)
     found = judging(small)
     if found.kind != result.kind:  # a target whose answers change from call to call
-        return replace(result.failing, message=f"{result.failing.message} (it does not fail again: the target's answers change)")
+        return replace(
+            result.failing, message=f"{result.failing.message} (it does not fail again: the target's answers change)"
+        )
     return found

@@ -43,7 +43,12 @@ def describe(
         lines += [_line("shows", found.message)]
     lines += [_line("bound", f"contract {contract.describe()}")]
     if found.kind in ("bound", "law", "tight"):
-        lines += [_line("meets", result.meets or "no contract that was tried (score and weight casts, tf32, partials or sums in io)")]
+        lines += [
+            _line(
+                "meets",
+                result.meets or "no contract that was tried (score and weight casts, tf32, partials or sums in io)",
+            )
+        ]
     lines += [_line("cause", result.cause)] if result.cause else []
     lines += [_line("replay", f"lla-spec replay '{found.case}' --target {target_name}")]
     return "\n".join(lines)

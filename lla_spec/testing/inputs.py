@@ -147,9 +147,16 @@ def _plant(formula: Formula, case: Case, arguments: Arguments, keep: Tensor | No
     """Put the case's special values where it says: in live slots, in slots that the mask hides, or -inf in logits."""
     if case.special in ("none", "reuse"):
         return
-    tensors = [t for name, t in arguments.items() if isinstance(t, Tensor) and t.dtype != torch.bool and name != "grad_output"]
+    tensors = [
+        t for name, t in arguments.items() if isinstance(t, Tensor) and t.dtype != torch.bool and name != "grad_output"
+    ]
     if case.special == "minus_inf":
-        _write(tensors[0], Bits(case.seed, "special").uniform(tuple(tensors[0].shape)) < 0.3, float("-inf"), spare_first=True)
+        _write(
+            tensors[0],
+            Bits(case.seed, "special").uniform(tuple(tensors[0].shape)) < 0.3,
+            float("-inf"),
+            spare_first=True,
+        )
         return
     value = float("nan") if case.special.endswith("nan") else float("inf")
     if case.special.startswith("live"):

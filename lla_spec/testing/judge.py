@@ -76,7 +76,9 @@ def as_numpy(value: Any) -> Any:
     return dense.numpy() if dense.dtype == torch.bool else dense.to(torch.float64).numpy()
 
 
-def truth_of(formula: Formula, arguments: Arguments, contract: Contract, *, vjp: bool, alignment: str = "bottom_right") -> Truth:
+def truth_of(
+    formula: Formula, arguments: Arguments, contract: Contract, *, vjp: bool, alignment: str = "bottom_right"
+) -> Truth:
     """Value and bound of every output at these arguments; balls give the value where fp64 is under test."""
     found = bound(
         formula.name,
@@ -133,7 +135,9 @@ def answer(target: Target, formula: Formula, case: Case, arguments: Arguments) -
         role = formula.parameters[parameter].role
         assert role is not None
         value = arguments[role.argument]
-        wanted[role.argument] = Expected(tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else None
+        wanted[role.argument] = (
+            Expected(tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else None
+        )
     if f"{name}_vjp" in target.functions:
         result = call(target.functions[f"{name}_vjp"], arguments, f"{name}_vjp")
     else:
@@ -147,7 +151,9 @@ def answer(target: Target, formula: Formula, case: Case, arguments: Arguments) -
 def _written_again(target: Target, formula: Formula, case: Case, arguments: Arguments) -> Arguments:
     """Call once on other values, then write this case's values into the same storage, past the version counter."""
     other = build(formula, replace(case, seed=case.seed + 1, special="none")).arguments
-    function = target.functions.get(f"{formula.name}_vjp" if case.law == "vjp" else formula.name, target.functions[formula.name])
+    function = target.functions.get(
+        f"{formula.name}_vjp" if case.law == "vjp" else formula.name, target.functions[formula.name]
+    )
     first = {k: v for k, v in other.items() if k != "grad_output" or f"{formula.name}_vjp" in target.functions}
     call(function, first, formula.name)
     for name, value in arguments.items():
@@ -164,7 +170,9 @@ def _judged_part(
     name = formula.name
     if case.special.startswith("masked") and target.policy(name, "nan_in_masked") != "ignored":
         leaks = any(not torch.isfinite(value).all() for value in outputs.values())
-        return {key: _free(b, np.True_) for key, b in truth.items()}, "a value behind the mask leaks into the result" if leaks else ""
+        return {
+            key: _free(b, np.True_) for key, b in truth.items()
+        }, "a value behind the mask leaks into the result" if leaks else ""
     policy = target.policy(name, "fully_masked_row")
     empty = empty_rows(formula, case, arguments)
     if empty is None or not empty.any() or policy == "zeros" or (policy is None and case.law == "definition"):
@@ -206,7 +214,12 @@ def worst_entry(outputs: Outputs, truth: Truth, contract: Contract) -> Worst | N
         if found is None or not (ratio[where] <= found.ratio):
             index = tuple(int(i) for i in where)
             found = Worst(
-                key, index, float(computed[where]), float(bounded.value[where]), float(bounded.error[where]), float(ratio[where])
+                key,
+                index,
+                float(computed[where]),
+                float(bounded.value[where]),
+                float(bounded.error[where]),
+                float(ratio[where]),
             )
     return found
 
@@ -242,7 +255,9 @@ def _tight_applies(case: Case, contract: Contract) -> bool:
     )
 
 
-def _judge_tight(target: Target, formula: Formula, found: Judgement, contract: Contract, arguments: Arguments) -> Judgement:
+def _judge_tight(
+    target: Target, formula: Formula, found: Judgement, contract: Contract, arguments: Arguments
+) -> Judgement:
     """λ = 3: over the bound here and on at least 5 of 8 redrawn seeds is a failure (6 of 9)."""
 
     def tight_ratio(case: Case, outputs: Outputs, given: Arguments) -> float:

@@ -72,7 +72,9 @@ def judge_law(target: Target, law: Law, case: Case, contract_of: ContractOf) -> 
     worst = run.sides()
     if worst is None or worst.ratio <= 1:
         return replace(found, worst=worst if worst and not (worst.ratio <= found.ratio) else found.worst)
-    return replace(found, kind="law", worst=worst, message="both sides were computed within their bounds, yet the law fails")
+    return replace(
+        found, kind="law", worst=worst, message="both sides were computed within their bounds, yet the law fails"
+    )
 
 
 def visible_calls(law: Law, target: Target) -> list[Visible]:
@@ -183,7 +185,9 @@ class _Run:
         self.nested |= any(_feeds(other.tensor, call.tensor) for other in self.asked)
         self.asked.append(call)
         self.outputs[key] = output
-        self.values[call.tensor] = Bounded(self._spec_shape(call, as_numpy(output)), self._spec_shape(call, bounded.error))
+        self.values[call.tensor] = Bounded(
+            self._spec_shape(call, as_numpy(output)), self._spec_shape(call, bounded.error)
+        )
 
     def _alignment(self, call: Visible) -> str:
         return self.target.policy(call.operation.name, "causal_alignment") or "bottom_right"
@@ -229,7 +233,9 @@ class _Run:
                 batch = lead if parameter.role and parameter.role.batched else batch
                 sizes.update({axis.dim.name: value.shape[p - len(own)] for p, axis in enumerate(own)})
         law = "vjp" if call.gradient else "definition"
-        return replace(self.case, op=call.operation.name, law=law, sizes=tuple(sizes.items()), batch=batch, special="none")
+        return replace(
+            self.case, op=call.operation.name, law=law, sizes=tuple(sizes.items()), batch=batch, special="none"
+        )
 
     def _spec_shape(self, call: Visible, array: np.ndarray) -> np.ndarray:
         return array.reshape(tuple(axis.dim.size(self.sizes) for axis in call.tensor.axes))
@@ -247,7 +253,9 @@ class _Run:
         ratio = np.where(np.isnan(ratio), np.inf, ratio)
         where = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
         index = tuple(int(i) for i in where)
-        return Worst("", index, float(left.value[where]), float(right.value[where]), float(allowed[where]), float(ratio[where]))
+        return Worst(
+            "", index, float(left.value[where]), float(right.value[where]), float(allowed[where]), float(ratio[where])
+        )
 
 
 def _free(tensor: Tensor) -> list[Tensor]:

@@ -1,8 +1,8 @@
 """For people's own tensors and functions: `assert_correct`, `bound`, `verify`.
 
-    assert_correct("attention", out, q, k, v, is_causal=True)      # no atol, no rtol
-    tolerance = bound("attention", q, k, v, dtype=torch.bfloat16)  # element by element
-    verify({"attention": my_attention})                            # the table
+assert_correct("attention", out, q, k, v, is_causal=True)      # no atol, no rtol
+tolerance = bound("attention", q, k, v, dtype=torch.bfloat16)  # element by element
+verify({"attention": my_attention})                            # the table
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lla_spec.evaluating.arguments import signature
 from lla_spec.evaluating.contracts import contract as named_contract
 from lla_spec.evaluating.edges import ratios
-from lla_spec.evaluating.arguments import signature
 from lla_spec.testing.inputs import DTYPE_NAMES
 from lla_spec.testing.judge import Truth, as_numpy, truth_of
 from lla_spec.testing.runner import Options, Session, run_all
@@ -32,7 +32,9 @@ def _truth(operation: str, dtype: torch.dtype | None, contract: Any, args: Any, 
     first = next(value for value in given.arguments.values() if isinstance(value, Tensor))
     io = DTYPE_NAMES.get(dtype or first.dtype)
     if io is None:
-        raise ValueError(f"{operation}: dtype {dtype or first.dtype} has no contract; there are {', '.join(map(str, DTYPE_NAMES))}")
+        raise ValueError(
+            f"{operation}: dtype {dtype or first.dtype} has no contract; there are {', '.join(map(str, DTYPE_NAMES))}"
+        )
     return truth_of(formula, dict(given.arguments), named_contract(contract, io), vjp=vjp), io
 
 
@@ -69,7 +71,9 @@ def assert_correct(operation: str, result: Any, *args: Any, contract: Any = None
     for key, value in zip(keys, given, strict=True):
         exact = truth[key]
         if tuple(value.shape) != exact.value.shape:
-            raise AssertionError(f"{operation}: the result has shape {tuple(value.shape)}, it must be {exact.value.shape}")
+            raise AssertionError(
+                f"{operation}: the result has shape {tuple(value.shape)}, it must be {exact.value.shape}"
+            )
         ratio = ratios(as_numpy(value), exact, declared.io)
         if ratio.size and not (ratio <= 1).all():
             raise AssertionError(_message(operation, key, as_numpy(value), exact, ratio, declared.describe()))

@@ -116,7 +116,10 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
     env = environment()
     told = f"torch {env['torch']}, tf32 {env['tf32']}, float32 matmul precision {env['matmul_precision']}"
-    return [f"lla-spec: target {config.getoption('--lla-target')}, profile {config.getoption('--lla-profile')}, {told}", devices_line()]
+    return [
+        f"lla-spec: target {config.getoption('--lla-target')}, profile {config.getoption('--lla-profile')}, {told}",
+        devices_line(),
+    ]
 
 
 def _is_ours(config: pytest.Config) -> bool:

@@ -88,7 +88,11 @@ class RowTest:
 
     def __init__(self, tests: RowTests, row: Row) -> None:
         self.tests, self.row = tests, row
-        self.id = f"{row.op}-{row.dtype}-{row.device}" if row.law in ("definition", "vjp") else f"{row.law}-{row.dtype}-{row.device}"
+        self.id = (
+            f"{row.op}-{row.dtype}-{row.device}"
+            if row.law in ("definition", "vjp")
+            else f"{row.law}-{row.dtype}-{row.device}"
+        )
         self.result: Result | None = None
         self.complaint = ""
         self.unimplemented = False
@@ -135,7 +139,10 @@ class RowTest:
                 hazards=result.hazards, no_power=result.no_power,
             )  # fmt: skip
         if result.verdict == "no_evidence":
-            return result.as_json(), f"{self.row.id}: {result.evidence} of {result.examples} cases are evidence, fewer than half"
+            return (
+                result.as_json(),
+                f"{self.row.id}: {result.evidence} of {result.examples} cases are evidence, fewer than half",
+            )
         return result.as_json(), ""
 
 
@@ -151,9 +158,9 @@ def parametrize_with_laws(
 ) -> Callable[[Test], Test]:
     """Parametrise `law_check` over every row of `target` that it implements; calling it raises where the row fails.
 
-        @parametrize_with_laws({"attention": my_attention}, dtypes=["bf16"], devices=["cuda"])
-        def test_attention(law_check):
-            law_check()
+    @parametrize_with_laws({"attention": my_attention}, dtypes=["bf16"], devices=["cuda"])
+    def test_attention(law_check):
+        law_check()
     """
     found = load(target)
     session = Session(found, Options(tuple(ops), tuple(laws), tuple(dtypes), tuple(devices), contract, examples))
@@ -166,7 +173,9 @@ def parametrize_with_laws(
             if result.verdict == "fail":
                 raise AssertionError("\n" + texts(session, [result], found.name)[0])
             if result.verdict == "no_evidence":
-                raise AssertionError(f"{row.id}: {result.evidence} of {result.examples} cases are evidence, fewer than half")
+                raise AssertionError(
+                    f"{row.id}: {result.evidence} of {result.examples} cases are evidence, fewer than half"
+                )
 
         return law_check
 

@@ -16,9 +16,9 @@ from lla_spec.language import Law, registry
 from lla_spec.testing.calling import Misbehaved
 from lla_spec.testing.cases import DTYPES, Case
 from lla_spec.testing.covering import covering, law_covering
+from lla_spec.testing.inputs import build
 from lla_spec.testing.judge import Judgement, answer, judge
 from lla_spec.testing.laws import judge_law
-from lla_spec.testing.inputs import build
 from lla_spec.testing.strategies import cases, law_cases
 from lla_spec.testing.targets import Target, TargetError, operation_formula
 from lla_spec.testing.threads import one_blas_thread, threads_for
@@ -83,7 +83,11 @@ class Session:
     def _laws(self, operation: str) -> Iterator[str]:
         chosen = self.options.laws
         formula = operation_formula(operation)
-        names = ["definition", *(["vjp"] if formula.differentiable else []), *(l.name for l in registry.laws_of(operation))]
+        names = [
+            "definition",
+            *(["vjp"] if formula.differentiable else []),
+            *(l.name for l in registry.laws_of(operation)),
+        ]
         for name in names:
             if not chosen or name in chosen or f"{formula.topic}.{name}" in chosen:
                 yield name
@@ -141,7 +145,11 @@ class Session:
     def _gradient_offered(self, row: Row) -> bool:
         if not self.target.differentiable(row.op):
             return False
-        declared = self.target.claims.get("ops", {}).get(row.op, {}).get("differentiable", self.target.claims.get("differentiable"))
+        declared = (
+            self.target.claims.get("ops", {})
+            .get(row.op, {})
+            .get("differentiable", self.target.claims.get("differentiable"))
+        )
         return bool(declared) or not self.probe(row.op, row.dtype, row.device, "vjp")
 
     def judging(self, row: Row, contract: Contract) -> Callable[[Case], Judgement]:
@@ -164,7 +172,11 @@ class Session:
         """(class, case): the covering list inside the target's support, then `examples` random cases (class "random")."""
         formula, support = operation_formula(row.op), self.target.support(row.op)
         own = row.law in ("definition", "vjp")
-        listed = covering(formula, row.law, row.dtype, row.device) if own else law_covering(law_of(row), row.dtype, row.device)
+        listed = (
+            covering(formula, row.law, row.dtype, row.device)
+            if own
+            else law_covering(law_of(row), row.dtype, row.device)
+        )
         if not self.options.at:
             yield from ((name, case) for name, case in listed if support.takes(case))
         if own:

@@ -95,7 +95,11 @@ def cases(
     for name in f.dims:
         size = draw(_size(name, f, dtype)) if equal is None else equal
         sizes[name] = size if size * _product(sizes) <= budget else draw(st.sampled_from(SMALL[:4]))
-    batch = draw(st.sampled_from([(), (1,), (2,), (3,), (2, 3), (2, 3, 2)] + ([(17,), (33,)] if formula.rows is not None else [])))
+    batch = draw(
+        st.sampled_from(
+            [(), (1,), (2,), (3,), (2, 3), (2, 3, 2)] + ([(17,), (33,)] if formula.rows is not None else [])
+        )
+    )
     few = ["normal"] * 4 + ["heavy", "spike", "positive", "offset", "cancel", "ties", "pow2", "ints", "ones"]
     few += ["dominant", "equal_rows"] if f.exponential else []
     family = "+".join(draw(st.lists(st.sampled_from(few), min_size=1, max_size=f.arguments)))
@@ -125,7 +129,9 @@ def _product(sizes: Mapping[str, int]) -> int:
 
 
 @st.composite
-def law_cases(draw: Callable[..., Any], law: Law, dtype: str = "fp32", device: str = "cpu", support: Support = ANYTHING) -> Case:
+def law_cases(
+    draw: Callable[..., Any], law: Law, dtype: str = "fp32", device: str = "cpu", support: Support = ANYTHING
+) -> Case:
     """A random case of an identity or theorem: small sizes, a dyadic grid of values (so that glue is exact)."""
     sizes = tuple((dim.name, draw(st.sampled_from((1, 2, 3, 4, 5, 7, 9, 16, 17)))) for dim in law.dims)
     case = Case(

@@ -17,7 +17,11 @@ from lla_spec.testing.verdicts import Result, merged, result_of
 def print_summary(reporter: Any, rows: Sequence[dict[str, Any]]) -> None:
     """Write the table to pytest's terminal."""
     results = _results(rows)
-    console = Console(width=max(getattr(reporter._tw, "fullwidth", 80), 100), no_color=not reporter.hasmarkup, force_terminal=reporter.hasmarkup)
+    console = Console(
+        width=max(getattr(reporter._tw, "fullwidth", 80), 100),
+        no_color=not reporter.hasmarkup,
+        force_terminal=reporter.hasmarkup,
+    )
     with console.capture() as capture:
         console.print(accuracy_table(results, devices_line()))
         console.print(counts(results), highlight=False)

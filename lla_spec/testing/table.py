@@ -15,7 +15,14 @@ from rich.text import Text
 from lla_spec.testing.cases import DTYPES
 from lla_spec.testing.verdicts import VERDICTS, Result
 
-STYLE = {"fail": "bold red", "no_evidence": "red", "unimplemented": "dim", "known": "yellow", "hazard": "yellow", "pass": "green"}
+STYLE = {
+    "fail": "bold red",
+    "no_evidence": "red",
+    "unimplemented": "dim",
+    "known": "yellow",
+    "hazard": "yellow",
+    "pass": "green",
+}
 
 
 def accuracy_table(results: Sequence[Result], title: str) -> Table:
@@ -58,7 +65,7 @@ def _cell(result: Result | None) -> Text:
 
 
 def counts(results: Sequence[Result]) -> str:
-    """"120 rows: 118 pass, 2 fail; 5,112 cases, 4,987 of them evidence"."""
+    """ "120 rows: 118 pass, 2 fail; 5,112 cases, 4,987 of them evidence"."""
     by_verdict = {v: sum(r.verdict == v for r in results) for v in reversed(VERDICTS)}
     told = ", ".join(f"{count} {name}" for name, count in by_verdict.items() if count)
     examples, evidence = sum(r.examples for r in results), sum(r.evidence for r in results)

@@ -113,7 +113,9 @@ def _module(path: str) -> ModuleType:
         return importlib.import_module(path)
     except ModuleNotFoundError as error:
         if error.name and path.split(".")[0] == error.name.split(".")[0]:
-            raise TargetError(f"target {path}: there is no module of that name; give a module, module:attribute or file.py") from None
+            raise TargetError(
+                f"target {path}: there is no module of that name; give a module, module:attribute or file.py"
+            ) from None
         raise TargetError(f"target {path}: its import fails: {error}") from error
     except BaseException as error:
         raise _import_error(path, error) from error

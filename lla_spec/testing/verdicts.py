@@ -1,11 +1,11 @@
 """Rows and verdicts. A row is operation × law × dtype × device; its verdict is the first that applies:
 
-    fail            a case failed, and no known entry covers it
-    unimplemented   the target lacks the operation (or its gradient)
-    known           a case failed as a known entry says
-    hazard          too few cases are evidence, because of overflow hazards alone
-    no_evidence     too few cases are evidence: zeros, copies or constants would have passed
-    pass
+fail            a case failed, and no known entry covers it
+unimplemented   the target lacks the operation (or its gradient)
+known           a case failed as a known entry says
+hazard          too few cases are evidence, because of overflow hazards alone
+no_evidence     too few cases are evidence: zeros, copies or constants would have passed
+pass
 """
 
 from __future__ import annotations

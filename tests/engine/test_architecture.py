@@ -19,7 +19,7 @@ ALLOWED = {
     "proving": {"symbols", "language", "calculus", "printing", "formulas"},
     "evaluating": {"symbols", "language", "calculus", "printing", "formulas"},
     "testing": {"symbols", "language", "calculus", "printing", "formulas", "evaluating"},
-    "showing": {"symbols", "language", "printing", "formulas", "evaluating"},
+    "showing": {"symbols", "language", "printing", "formulas", "evaluating", "proving"},
     "cli": {"symbols", "language", "formulas", "proving", "evaluating", "testing", "showing"},
     "__main__": {"cli"},
     "__init__": {"symbols", "language", "calculus", "formulas", "printing"},

@@ -37,7 +37,9 @@ def test_text_names_the_case_of_a_law(law, data):
 
 def test_tensors_are_the_same_on_every_machine():
     """The digests below were written once; a change of numpy, torch or processor must not move them."""
-    case = Case("attention", "vjp", "bf16", "cpu", (("n", 3), ("d", 2), ("m", 4), ("e", 5)), (2,), "normal+heavy+spike", seed=17)
+    case = Case(
+        "attention", "vjp", "bf16", "cpu", (("n", 3), ("d", 2), ("m", 4), ("e", 5)), (2,), "normal+heavy+spike", seed=17
+    )
     assert build(registry.formulas["attention"], case).digest == "93a29550898d73da"
 
 

@@ -74,7 +74,12 @@ def test_torch_log_softmax_in_16_bits_is_found_with_its_cause(tmp_path):
     assert done.returncode == 1
     assert "sums are rounded to bf16 on their way" in done.stdout
     rows = {r["dtype"]: r for r in json.loads(report.read_text())["results"]}
-    assert {dtype: row["verdict"] for dtype, row in rows.items()} == {"fp64": "pass", "fp32": "pass", "bf16": "fail", "fp16": "fail"}
+    assert {dtype: row["verdict"] for dtype, row in rows.items()} == {
+        "fp64": "pass",
+        "fp32": "pass",
+        "bf16": "fail",
+        "fp16": "fail",
+    }
     assert {"vocabulary", "dominant"} <= set(rows["fp32"]["classes"])
 
 

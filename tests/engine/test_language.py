@@ -41,7 +41,10 @@ def page(monkeypatch):
 
 
 def declare(page, source):
-    exec(compile("from lla_spec.language import *\nfrom lla_spec.symbols import *\n" + source, "scratch.py", "exec"), page.__dict__)
+    exec(
+        compile("from lla_spec.language import *\nfrom lla_spec.symbols import *\n" + source, "scratch.py", "exec"),
+        page.__dict__,
+    )
 
 
 # ---- open sympy
@@ -93,7 +96,11 @@ def test_subs_never_captures_a_bound_index(own):
     entry = expand(attention(Q, K, V).entry)
     changed = entry.subs(i, own)
     numbers = {"n": 2, "m": 3, "d": 2, "e": 2}
-    for symbol in [s for s in changed.free_symbols if isinstance(s, sp.Symbol) and not s.name.isupper() and s.name in ("i", "j", "k", "l", "c")]:
+    for symbol in [
+        s
+        for s in changed.free_symbols
+        if isinstance(s, sp.Symbol) and not s.name.isupper() and s.name in ("i", "j", "k", "l", "c")
+    ]:
         changed = changed.subs(symbol, 1)
     expected = entry.subs(i, own if isinstance(own, int) else 1).subs(c, 1)
     sizes = {dim: numbers[dim.name] for dim in (n, m, d, e)}
@@ -186,7 +193,10 @@ def test_a_concatenation_has_a_block_for_each_part():
     ("source", "message"),
     [
         ("@formula\ndef f(Z):\n    return Z", "scratch.f: no tensor called Z stands on its page"),
-        ("n = dims('n'); i = index('i', n); a = tensor('a', i)\n@formula\ndef f(a):\n    return a[i]", "scratch.f: must return define"),
+        (
+            "n = dims('n'); i = index('i', n); a = tensor('a', i)\n@formula\ndef f(a):\n    return a[i]",
+            "scratch.f: must return define",
+        ),
         (
             "n = dims('n'); i = index('i', n); a, b = tensor('a', i), tensor('b', i)\n"
             "@formula\ndef f(a):\n    return define('y', (i,), a[i] + b[i])",
@@ -203,10 +213,12 @@ def test_a_concatenation_has_a_block_for_each_part():
             "@formula\ndef f(a):\n    return define('y', (i,), 2 * a[i])",
             "scratch.f: a formula called f is already declared at",
         ),
-        ("@identity\ndef law():\n    return 1", r"scratch.law: must return Eq\(left, right\) or Le\(left, right\), got int"),
         (
-            "n = dims('n'); i = index('i', n); a = tensor('a', i)\n"
-            "@identity\ndef law():\n    return Eq(a, a)",
+            "@identity\ndef law():\n    return 1",
+            r"scratch.law: must return Eq\(left, right\) or Le\(left, right\), got int",
+        ),
+        (
+            "n = dims('n'); i = index('i', n); a = tensor('a', i)\n@identity\ndef law():\n    return Eq(a, a)",
             "scratch.law: calls no operation",
         ),
         (

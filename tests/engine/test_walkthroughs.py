@@ -26,7 +26,9 @@ def checkout(tmp_path):
 
 def run(checkout, *arguments):
     env = {**os.environ, "PYTHONPATH": str(checkout), "COLUMNS": "160", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, cwd=checkout, timeout=300)
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=env, cwd=checkout, timeout=300
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -40,13 +42,17 @@ def follow(checkout, blocks):
     commands = []
     for language, code in blocks:
         if language == "console":
-            commands += [line.removeprefix("$ lla-spec ").split("#")[0].split() for line in code.splitlines() if line.startswith("$ lla-spec")]
+            commands += [
+                line.removeprefix("$ lla-spec ").split("#")[0].split()
+                for line in code.splitlines()
+                if line.startswith("$ lla-spec")
+            ]
             continue
         named = FILE.match(code)
         if named is not None:
             path = checkout / named[1]
             before = path.read_text() if path.exists() else ""
-            path.write_text(f"{before}\n\n{code[named.end():]}")
+            path.write_text(f"{before}\n\n{code[named.end() :]}")
     return [run(checkout, "-m", "lla_spec", *command) for command in commands]
 
 
@@ -77,7 +83,9 @@ def test_a_newcomers_identity_appears_everywhere_with_no_other_edit(checkout):
     assert status == 0 and "attention.null_direction: proved (all dimensions)" in proved
     status, verified = run(checkout, "-m", "lla_spec", "verify", "--law", "null_direction")
     assert status == 0 and "null_direction" in verified and "4 rows: 4 pass" in verified
-    status, tested = run(checkout, "-m", "pytest", "-q", "tests/test_attention.py", "-k", "null_direction", "--lla-examples", "5")
+    status, tested = run(
+        checkout, "-m", "pytest", "-q", "tests/test_attention.py", "-k", "null_direction", "--lla-examples", "5"
+    )
     assert status == 0 and "4 passed" in tested, tested
     assert "null_direction" in run(checkout, "-m", "lla_spec", "list")[1]
     assert "What is orthogonal to every key" in run(checkout, "-m", "lla_spec", "show", "null_direction")[1]

@@ -34,7 +34,18 @@ class CachedByPointer:
         self.known = {}
 
     def __call__(self, q, k, v, mask=None, *, is_causal=False, scale=None):
-        key = (q.data_ptr(), k.data_ptr(), v.data_ptr(), q.shape, k.shape, v.shape, q.dtype, mask is None, is_causal, scale)
+        key = (
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            q.shape,
+            k.shape,
+            v.shape,
+            q.dtype,
+            mask is None,
+            is_causal,
+            scale,
+        )
         if key not in self.known:
             self.known[key] = _correct(q, k, v, mask, is_causal=is_causal, scale=scale)
         return self.known[key]

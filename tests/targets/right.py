@@ -35,9 +35,12 @@ def _promoted(dtype):
 CLAIMS = {"dtypes": ["fp32", "bf16", "fp16"], "ops": {"attention": {"contract": "strict"}}}
 
 plain = SimpleNamespace(
-    attention=_whiteboard_in(_promoted), LLA_TARGET={**CLAIMS, "name": "plain", "dtypes": ["fp64", "fp32", "bf16", "fp16"]}
+    attention=_whiteboard_in(_promoted),
+    LLA_TARGET={**CLAIMS, "name": "plain", "dtypes": ["fp64", "fp32", "bf16", "fp16"]},
 )
-in_float64 = SimpleNamespace(attention=_whiteboard_in(lambda dtype: torch.float64), LLA_TARGET={**CLAIMS, "name": "float64"})
+in_float64 = SimpleNamespace(
+    attention=_whiteboard_in(lambda dtype: torch.float64), LLA_TARGET={**CLAIMS, "name": "float64"}
+)
 
 
 def _online(q, k, v, mask=None, *, is_causal=False, scale=None, block=4):
@@ -80,5 +83,6 @@ def _in_numpy(q, k, v, mask=None, *, is_causal=False, scale=None):
 
 
 in_numpy = SimpleNamespace(
-    attention=_in_numpy, LLA_TARGET={**CLAIMS, "name": "numpy", "dtypes": ["fp64", "fp32", "bf16"], "differentiable": False}
+    attention=_in_numpy,
+    LLA_TARGET={**CLAIMS, "name": "numpy", "dtypes": ["fp64", "fp32", "bf16"], "differentiable": False},
 )

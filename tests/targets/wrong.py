@@ -52,7 +52,10 @@ weights_in_bf16 = _target("P in bf16", _kernel(weights_dtype=torch.bfloat16))
 def _unscaled_query_gradient(q, k, v, mask=None, *, grad_output, is_causal=False, scale=None):
     """Autograd's gradients, dQ without its factor `scale`."""
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    leaves = [t.detach().float().requires_grad_() if t.dtype != torch.float64 else t.detach().requires_grad_() for t in (q, k, v)]
+    leaves = [
+        t.detach().float().requires_grad_() if t.dtype != torch.float64 else t.detach().requires_grad_()
+        for t in (q, k, v)
+    ]
     out = _kernel()(*leaves, mask, is_causal=is_causal, scale=scale)
     dq, dk, dv = torch.autograd.grad(out, leaves, grad_output.to(out.dtype))
     return (dq / factor).to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
