@@ -74,7 +74,7 @@ def rows_of(config: pytest.Config) -> RowTests:
             session = Session(load(config.getoption("--lla-target")), options)
             config.stash[ROWS] = RowTests(session, profile, config.getoption("--lla-target"))
         except TargetError as error:
-            raise pytest.UsageError(str(error)) from None
+            pytest.exit(f"lla-spec: {error}", returncode=int(pytest.ExitCode.USAGE_ERROR))
     return config.stash[ROWS]
 
 
