@@ -1,10 +1,12 @@
-"""Derivatives of declarations: reverse mode over the definitions, each local rule sympy's own `diff` of a declared body.
+"""Derivatives of declarations: reverse mode over the definitions; each local rule is sympy's `diff` of a declared body.
 
-A formula's VJP is derived, never written. Where a formula calls another one, the chain rule goes through that call's own
-VJP, so the derivative keeps the layers of the formula: dS = softmax_vjp(S, M; dP) inside attention's.
+A formula's VJP is derived, never written. Where a formula calls another one, the chain rule goes through that call's
+own VJP, so the derivative keeps the layers of the formula: dS = softmax_vjp(S, M; dP) inside attention's.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import sympy as sp
 from sympy.concrete.expr_with_limits import ExprWithLimits
@@ -76,7 +78,7 @@ class _Reverse:
 
     def _depends(self, tensor: Tensor) -> bool:
         if tensor not in self.reaches:
-            self.reaches[tensor] = tensor is self.wrt or any([self._depends(c) for c in self._children(tensor)])
+            self.reaches[tensor] = tensor is self.wrt or any(self._depends(c) for c in self._children(tensor))
         return self.reaches[tensor]
 
     def _order(self, output: Tensor) -> list[Tensor]:
@@ -106,7 +108,8 @@ class _Reverse:
 
 def _through_call(tensor: Tensor, parameter: str, argument: Tensor, bar: Tensor) -> Tensor:
     gradient = vjp_formula(tensor.call.formula, parameter)
-    whole = gradient(**tensor.call.arguments, **{list(gradient.parameters)[-1]: bar})
+    given: dict[str, Any] = {**tensor.call.arguments, list(gradient.parameters)[-1]: bar}
+    whole = gradient(**given)
     batch = whole.axes[: len(whole.axes) - len(argument.axes)]
     if not batch:
         return whole
@@ -134,14 +137,14 @@ def _total(tensor: Tensor, parts: list[Tensor]) -> Tensor:
     return Tensor(f"d{tensor.name}", tensor.axes, sp.Add(*[part[tensor.axes] for part in parts]))
 
 
-def collapse_sum(expr: sp.Expr, over: tuple[Index, ...]) -> sp.Expr:
+def collapse_sum(expr: Any, over: tuple[Any, ...]) -> Any:
     """Σ over `over`, with typed deltas summed away: Σ_k f·δ(k, a) = f at k = a, where both range over one dimension."""
     for bound in over:
         expr = sp.Add(*[_collapse_term(term, bound) for term in sp.Add.make_args(sp.expand_mul(expr))])
     return expr
 
 
-def _collapse_term(term: sp.Expr, bound: Index) -> sp.Expr:
+def _collapse_term(term: Any, bound: Index) -> Any:
     factors = sp.Mul.make_args(term)
     for delta in factors:
         if isinstance(delta, sp.KroneckerDelta) and bound in delta.args[:2]:
@@ -155,8 +158,8 @@ def _collapse_term(term: sp.Expr, bound: Index) -> sp.Expr:
     return constant * sp.Sum(dependent, bound.limits)
 
 
-def collapse(expr: sp.Expr) -> sp.Expr:
-    """`expr` with the deltas inside its sums summed away and the sums taken term by term where a delta stands in them."""
+def collapse(expr: Any) -> Any:
+    """`expr` with the deltas inside its sums summed away; a sum in which a delta stands is taken term by term."""
     if not expr.has(sp.KroneckerDelta):
         return expr
     if isinstance(expr, sp.Sum):

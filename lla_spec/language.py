@@ -9,8 +9,8 @@
         "⟨Wx, y⟩ = ⟨x, Wᵀy⟩."
         return Eq(Sum(linear(X, W)[i, c] * y[c], c), Sum(X[i, k] * Sum(W[c, k] * y[c], c), k))
 
-A formula's parameters are the tensors of the same names on its page. Calling a formula on other tensors substitutes them
-(and their dimensions) into the definitions; further leading axes of an argument are batch axes of the result.
+A formula's parameters are the tensors of the same names on its page. Calling a formula on other tensors substitutes
+them (and their dimensions) into the definitions; further leading axes of an argument are batch axes of the result.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Call:
 
 @dataclass(eq=False)
 class Formula:
-    """A declared formula. Its own names: `entry`, `matrix`, `latex()`, `at(n=2, …)`; calling it applies it to tensors."""
+    """A declared formula. It has `entry`, `matrix`, `latex()` and `at(n=2, …)`; calling it applies it to tensors."""
 
     name: str
     topic: str
@@ -75,7 +75,7 @@ class Formula:
 
     @property
     def entry(self) -> sp.Expr:
-        """One entry of the result in terms of the inputs, at the free indices `self.axes`; parameters at defaults stay."""
+        """One entry of the result in the inputs, at the free indices `self.axes`; parameters with defaults stay."""
         return expand(self.result.entry)
 
     @property
@@ -152,8 +152,8 @@ class _Application:
 
     def __init__(self, formula: Formula, arguments: dict[str, Argument]) -> None:
         self.formula, self.arguments = formula, arguments
-        self.dims: dict[sp.Basic, sp.Basic] = {}
-        self.indices: dict[sp.Basic, sp.Basic] = {}
+        self.dims: dict[Dim, Dim] = {}
+        self.indices: dict[Index, Index] = {}
         self.batch_of: dict[Label, tuple[Index, ...]] = {}
         self.made: dict[Label, Tensor] = {}
         for name, argument in arguments.items():
@@ -230,21 +230,25 @@ class _Application:
 class Relation:
     """left = right, or left ≤ right with the non-negative expression that `right - left` is (`because`)."""
 
-    left: Tensor | sp.Basic
-    right: Tensor | sp.Basic
+    left: Any
+    right: Any
     kind: str = "="
     because: sp.Expr | None = None
 
 
 def Eq(left: Any, right: Any) -> Relation:
     """The equation left = right, entry by entry."""
-    return Relation(*(s if isinstance(s, Tensor) else sp.sympify(s) for s in (left, right)))
+    return Relation(_side(left), _side(right))
 
 
 def Le(left: Any, right: Any, because: Any = None) -> Relation:
     """left ≤ right; in a theorem `because` is the certificate: right - left, written so that it is seen to be ≥ 0."""
-    sides = (s if isinstance(s, Tensor) else sp.sympify(s) for s in (left, right))
-    return Relation(*sides, kind="<=", because=None if because is None else sp.sympify(because))
+    return Relation(_side(left), _side(right), "<=", None if because is None else sp.sympify(because))
+
+
+def _side(side: Any) -> Any:
+    """A tensor stands for all its entries; anything else is an expression."""
+    return side if isinstance(side, Tensor) else sp.sympify(side)
 
 
 @dataclass(frozen=True, eq=False)
@@ -370,7 +374,8 @@ def inputs_of(tensor: Tensor) -> list[Tensor]:
 def formula(function: Any = None, **options: Any) -> Any:
     """Declare the decorated function as a formula: its parameters are its page's tensors of the same names.
 
-    `rows=i`: all leading axes of the torch tensors run through i. `operation=False`: a formula without a torch function.
+    `rows=i`: all leading axes of the torch tensors run through i.
+    `operation=False`: a formula without a torch function.
     """
     if function is None:
         return lambda f: formula(f, **options)

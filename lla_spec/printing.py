@@ -6,7 +6,6 @@ import itertools
 from typing import Any
 
 import sympy as sp
-from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.printing.latex import LatexPrinter
 from sympy.printing.str import StrPrinter
 
@@ -32,12 +31,12 @@ class RowSoftmax(sp.MatrixExpr):
         return rf"\operatorname{{softmax}}\left({printer._print(self.args[0])}\right)"
 
 
-def row_softmax(scores: sp.MatrixExpr) -> RowSoftmax:
+def row_softmax(scores: Any) -> RowSoftmax:
     """The matrix whose rows are the softmax of the rows of `scores`."""
     return RowSoftmax(scores)
 
 
-def matrix_entry(expr: sp.MatrixExpr, row: Index, column: Index) -> sp.Expr:
+def matrix_entry(expr: Any, row: Index, column: Index) -> Any:
     """Entry (row, column) of a matrix expression in index notation, over tensors instead of MatrixSymbols."""
     if isinstance(expr, MatrixOf):
         return expr.tensor[row, column]
@@ -106,13 +105,14 @@ class _Latex(LatexPrinter):
     def _print_Label(self, expr: Any) -> str:
         return self._print_Symbol(sp.Symbol(expr.name.rstrip("'"))) + "'" * expr.name.count("'")
 
-    def _print_Indexed(self, expr: sp.Indexed, exp: Any = None) -> str:
+    def _print_Indexed(self, expr: Any, exp: Any = None) -> str:
         base = self._print(expr.base.label)
         text = f"{base}_{{{' '.join(self._print(i) for i in expr.indices)}}}"
         return text if exp is None else f"{{{text}}}^{{{exp}}}"
 
-    def _over(self, symbol: str, expr: ExprWithLimits) -> str:
-        return rf"{symbol}_{{{','.join(self._print(limit[0]) for limit in expr.limits)}}} {self.parenthesize(expr.function, 40)}"
+    def _over(self, symbol: str, expr: Any) -> str:
+        names = ",".join(self._print(limit[0]) for limit in expr.limits)
+        return rf"{symbol}_{{{names}}} {self.parenthesize(expr.function, 40)}"
 
     def _print_Sum(self, expr: sp.Sum) -> str:
         return self._over(r"\sum", expr)
@@ -143,7 +143,7 @@ class _Plain(StrPrinter):
     def _print_Index(self, expr: Index) -> str:
         return expr.name
 
-    def _over(self, symbol: str, expr: ExprWithLimits) -> str:
+    def _over(self, symbol: str, expr: Any) -> str:
         names = ",".join(limit[0].name for limit in expr.limits)
         return f"{symbol}_{names} {self.parenthesize(expr.function, 45)}"
 

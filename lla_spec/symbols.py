@@ -5,7 +5,7 @@
     X = tensor("X", i, k)                   # X ∈ ℝⁿˣᵈ;  X[i, k] is a sympy Indexed
     Sum(X[i, k]**2, k)                      # a sympy Sum over k = 0 … d-1
 
-`Sum` and `Maximum` rename the index that they bind to one that nobody can write, so a later `subs` can never capture it.
+`Sum` and `Maximum` rename the index that they bind to one that nobody can write, so that no later `subs` captures it.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class Maximum(ExprWithLimits):
     """max over the bound indices of an entry; opaque to calculus, because it has no derivative at ties."""
 
     def doit(self, **hints: Any) -> sp.Expr:
-        (bound, low, high), *_ = self.limits
+        limits: Any = self.limits
+        (bound, low, high), *_ = limits
         if not (high.is_Integer and low.is_Integer):
             return self
         entry = self.function.doit(**hints)
@@ -178,7 +179,7 @@ class Tensor:
         """The entry at its own axes, a sympy Indexed (a Symbol where it has no axes)."""
         return self[self.axes]
 
-    def __getitem__(self, where: Any) -> sp.Expr:
+    def __getitem__(self, where: Any) -> Any:
         where = where if isinstance(where, tuple) else (where,)
         if len(where) != len(self.axes):
             raise DeclarationError(
@@ -240,7 +241,7 @@ class Tensor:
         return f"{self.name}[{', '.join(map(str, self.axes))}]" if self.axes else self.name
 
     def part(self, name: str) -> Tensor:
-        """The definition called `name` inside the formula that made this tensor, e.g. `attention(Q, K, V).part("P")`."""
+        """The definition called `name` in the formula that made this tensor, e.g. `attention(Q, K, V).part("P")`."""
         for found in definitions(self):
             if found.name == name:
                 return found
@@ -253,8 +254,9 @@ def _range_of(index: Any) -> Dim | None:
     """The dimension that an index, or an entry of a permutation, ranges over; None for a number."""
     if isinstance(index, Index):
         return index.dim
-    if isinstance(index, sp.Indexed) and isinstance(index.base.label, Label):
-        return index.base.label.tensor.axes[0].dim
+    if isinstance(index, sp.Indexed):
+        label: Any = index.base.args[0]
+        return label.tensor.axes[0].dim if isinstance(label, Label) else None
     return None
 
 
@@ -367,8 +369,8 @@ def Max(body: Any, *over: Index, where: Any = None) -> sp.Expr:
     return _bind(Maximum, body if where in (None, 1) else Kept(sp.sympify(body), sp.sympify(where)), over)
 
 
-def _bind(make: Callable[..., sp.Expr], body: Any, over: Sequence[Index]) -> sp.Expr:
-    expr = sp.sympify(body)
+def _bind(make: Any, body: Any, over: Sequence[Index]) -> sp.Expr:
+    expr: Any = sp.sympify(body)
     for position in over:
         if not isinstance(position, Index):
             raise DeclarationError(f"{make.__name__}: cannot run over {position!r}; it must be an index(name, dim)")
@@ -437,19 +439,20 @@ def definitions(*outputs: Tensor) -> list[Tensor]:
 Leaf = Callable[[Tensor, tuple[sp.Expr, ...]], sp.Expr]
 
 
-def transform(expr: sp.Basic, leaf: Leaf, rename: Mapping[sp.Basic, sp.Basic] | None = None) -> Any:
+def transform(expr: Any, leaf: Leaf, rename: Mapping[Any, Any] | None = None) -> Any:
     """`expr` with every entry T[…] replaced by `leaf(T, indices)`, free symbols renamed, bound indices made fresh.
 
     `rename` maps indices and dimensions; a bound index over a renamed dimension ranges over the new one.
     """
     rename = dict(rename or {})
     if isinstance(expr, sp.Indexed):
-        return leaf(expr.base.label.tensor, tuple(transform(i, leaf, rename) for i in expr.indices))
+        label: Any = expr.base.args[0]
+        return leaf(label.tensor, tuple(transform(i, leaf, rename) for i in expr.indices))
     if isinstance(expr, Label):
         return leaf(expr.tensor, ())
     if isinstance(expr, ExprWithLimits):
-        limits = []
-        for bound, *_ in expr.limits:
+        limits, given = [], expr.args[1:]
+        for bound, *_ in given:  # pyright: ignore[reportGeneralTypeIssues]  (a sympy Tuple)
             rename[bound] = bound.fresh(rename.get(bound.dim, bound.dim))
             limits.append(rename[bound].limits)
         return type(expr)(transform(expr.function, leaf, rename), *limits)
@@ -460,7 +463,7 @@ def transform(expr: sp.Basic, leaf: Leaf, rename: Mapping[sp.Basic, sp.Basic] | 
     return expr.func(*[transform(arg, leaf, rename) for arg in expr.args])
 
 
-def keep(tensor: Tensor, where: tuple[sp.Expr, ...]) -> sp.Expr:
+def keep(tensor: Tensor, where: tuple[sp.Expr, ...]) -> Any:
     """The leaf that changes nothing."""
     return sp.Indexed(tensor.base, *where) if tensor.axes else tensor.label
 

@@ -154,10 +154,9 @@ class _Reader:
         omitted = frozenset(set(self.formula.parameters) - set(self.inputs))
         lead = self._lead()
         results = self._results(omitted)
-        if self.vjp:
-            plan = compile_vjp(self.formula, tuple(results), omitted)
-        else:
-            plan = compile_formula(self.formula, omitted)
+        plan = (
+            compile_vjp(self.formula, tuple(results), omitted) if self.vjp else compile_formula(self.formula, omitted)
+        )
         shapes = {name: self._shape(name, tensor, lead) for name, tensor in results.items()}
         axes = {name: tensor.axes for name, tensor in results.items()}
         rows = self.formula.rows

@@ -107,10 +107,10 @@ class Balls:
 
     def mask(self, a: Array, mask: Array) -> Array:
         product = _array(np.multiply(a, _balls(mask)))
-        return np.where(_is_zero(mask), arb(0), product)
+        return np.where(_is_zero(mask), _boxed([arb(0)], ()), product)
 
     def keep(self, a: Array, mask: Array) -> Array:
-        return np.where(_is_zero(mask), arb("-inf"), a)
+        return np.where(_is_zero(mask), _boxed([arb("-inf")], ()), a)
 
     def power(self, a: Array, exponent: Fraction) -> Array:
         return _each(_power(exponent), a)

@@ -11,7 +11,7 @@ import numpy as np
 class Bounded:
     """`value`: the exact result as float64 (...). `error` (...): the bound on |computed - value|, >= 0, never NaN.
 
-    `before_cast` (...), if given, is the bound just before the last rounding to the io dtype; overflow is decided there.
+    `before_cast` (...), if given, is the bound before the last rounding to the io dtype; overflow is decided there.
     value NaN with error 0: the result depends on a NaN and must be NaN. value NaN with error inf: it depends on an
     infinity and is not judged.
     """

@@ -147,7 +147,7 @@ class Contract:
             _require(name, getattr(self, name), (True, False))
         if not (self.depth is None or callable(self.depth)):
             _require("depth", self.depth, tuple(DEPTHS))
-        if not (self.blocks == "n_k" or (_is_count(self.blocks) and self.blocks >= 1)):
+        if not (self.blocks == "n_k" or (isinstance(self.blocks, int) and _is_count(self.blocks) and self.blocks >= 1)):
             raise ValueError(f"contract: blocks is {self.blocks!r}, expected 'n_k' or an integer >= 1")
         for name in ("score_casts", "scale_casts"):
             if not _is_count(getattr(self, name)):

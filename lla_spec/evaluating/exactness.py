@@ -1,8 +1,8 @@
 """Integers in linear operations: where every partial sum fits the accumulator, the result is known to the last bit.
 
-Products and sums of integers are integers, and every integer up to 2^p = 1/u is a number of the format. So if Σ|a||b| is
-at most 1/u_acc, every kernel, whatever order it sums in, computes the exact result and rounds it once (the check that
-CUTLASS makes of its products). A wrong index or a dropped term has no rounding to hide in.
+Products and sums of integers are integers, and every integer up to 2^p = 1/u is a number of the format. So if Σ|a||b|
+is at most 1/u_acc, every kernel, whatever order it sums in, computes the exact result and rounds it once (the check
+that CUTLASS makes of its products). A wrong index or a dropped term has no rounding to hide in.
 """
 
 from __future__ import annotations

@@ -128,7 +128,8 @@ def float32_without_maximum(name: str, arguments: Mapping[str, Any], contract: C
 @cache
 def _as_declared(formula: Formula, omitted: frozenset[str]) -> Plan:
     """The formula's body written out, so that no law rewrites a call in it."""
-    called = formula(**{name: None if name in omitted else p for name, p in formula.parameters.items()})
+    given: dict[str, Any] = {name: None if name in omitted else p for name, p in formula.parameters.items()}
+    called = formula(**given)
     return compile_results({called.name: Tensor(called.name, called.axes, expand(called.entry))}, formula.parameters)
 
 

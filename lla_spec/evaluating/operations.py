@@ -71,7 +71,8 @@ def bound(
 ) -> Any:
     """The result and, entry by entry, the most that a kernel of that contract may differ: Bounded, or a dict of them.
 
-    On integers whose sums fit the accumulator the error is 0 and the value is the exact result rounded once (exactness).
+    On integers whose sums fit the accumulator the error is 0, and the value is the exact result rounded once
+    (exactness).
 
     The error is the smaller one of the sharp rule's and the generic rule's, forward and for multilinear gradients:
     there both hold for every kernel of the contract (tests/engine/test_generic_bounds.py). The generic rule follows the

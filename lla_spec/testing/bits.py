@@ -1,7 +1,8 @@
 """Numbers from Philox raw bits (Salmon et al. 2011), by our own mapping.
 
-numpy promises the raw bits of a bit generator for ever (NEP 19), but not the streams of its distributions, and libm's log
-and cos differ in the last bit between processors: so a normal is a sum of uniforms, which is exact arithmetic anywhere.
+numpy promises the raw bits of a bit generator for ever (NEP 19), but not the streams of its distributions, and libm's
+log and cos differ in the last bit between processors: so a normal is a sum of uniforms, which is exact arithmetic
+anywhere.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def checked_gradients(result: Any, expected: Mapping[str, Expected | None], name
 def autograd_vjp(
     function: Callable[..., Any], name: str, arguments: Arguments, forward: Expected
 ) -> tuple[Any, ...] | None:
-    """The gradients of a target without `_vjp`, by differentiating its forward; None where its output has no grad_fn."""
+    """The gradients of a target without `_vjp`, by differentiating its forward; None if its output has no grad_fn."""
     inputs = {key: value for key, value in arguments.items() if key != "grad_output"}
     floating = [key for key, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
     for key in floating:
@@ -158,10 +158,11 @@ def autograd_vjp(
     checked(output, forward, name)
     if output.grad_fn is None:
         return None
-    seed = arguments["grad_output"]
+    seed: Any = arguments["grad_output"]
     try:
         with time_limit(TIME_LIMIT_S):
-            found = torch.autograd.grad(output, [inputs[key] for key in floating], seed, allow_unused=True)  # pyright: ignore[reportArgumentType]
+            leaves: list[Any] = [inputs[key] for key in floating]
+            found = torch.autograd.grad(output, leaves, seed, allow_unused=True)
     except KeyboardInterrupt:
         raise
     except Overtime:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 DTYPES = ("fp64", "fp32", "bf16", "fp16")
 
@@ -22,7 +23,8 @@ class Case:
     """`sizes` are the declared dimensions by name; `batch` the leading axes (all rows, where the formula has rows).
 
     `family` is one name, or one for each argument joined by +; values are multiplied by 2**`exponent`. `layout` is that
-    of the inputs (joined by + likewise), `grad` that of the cotangent. `without` names optional arguments left out, joined by +.
+    of the inputs (joined by + likewise), `grad` that of the cotangent. `without` names optional arguments left out,
+    joined by +.
     """
 
     op: str
@@ -89,7 +91,7 @@ def parse(text: str) -> Case:
     if rest[:1].isdigit() and ":" in rest:  # a device such as cuda:0
         number, rest = rest.split(":", 1)
         device = f"{device}:{number}"
-    known: dict[str, object] = {}
+    known: dict[str, Any] = {}
     sizes: list[tuple[str, int]] = []
     for item in rest.split(","):
         key, separator, value = item.partition("=")
@@ -99,13 +101,13 @@ def parse(text: str) -> Case:
             known[key] = _read(text, key, value)
         else:
             sizes.append((key, int(_read(text, key, value, int))))
-    return Case(op, law, dtype, device, tuple(sizes), **known)  # pyright: ignore[reportArgumentType]
+    return Case(op, law, dtype, device, tuple(sizes), **known)
 
 
-def _read(text: str, key: str, value: str, read: object = None) -> object:
+def _read(text: str, key: str, value: str, read: Any = None) -> Any:
     reader = read or _READ[key]
     try:
-        return reader(value)  # pyright: ignore[reportCallIssue]
+        return reader(value)
     except ValueError:
         raise CaseError(
             f"case {text!r}: {key}={value} does not read as {getattr(reader, '__name__', 'a value')}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import sympy as sp
@@ -21,7 +22,6 @@ from lla_spec.language import Formula, calls
 from lla_spec.symbols import Dim
 from lla_spec.testing.inputs import Arguments, arguments_of, build
 from lla_spec.testing.judge import Judgement, Truth, as_numpy, empty_rows, truth_of
-
 
 EVERY_STEP = "every step is rounded to"  # the vaguest cause: a narrower one is looked for in a smaller case
 
@@ -199,7 +199,7 @@ def _gradient_knobs(formula: Formula, found: Judgement, arguments: Arguments, co
         default = next(p for p in formula.parameters.values() if p.role and p.role.argument == "scale").role
         assert default is not None and default.default is not None
         sizes = _sizes(formula, arguments)
-        dims = {dim: sizes[str(dim)] for dim in default.default.free_symbols}
+        dims: Any = {dim: sizes[str(dim)] for dim in default.default.free_symbols}
         value = float(scale) if isinstance(scale, int | float) else float(default.default.subs(dims))
         factors = {"it lacks the scale": 1 / value, "the scale is applied twice": value, **factors}
     for words, factor in factors.items():

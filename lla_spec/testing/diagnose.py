@@ -1,4 +1,4 @@
-"""What is said of failing rows: the cause, the cheapest contract that would be met, one small case per cause, the text."""
+"""What is said of failing rows: the cause, the cheapest contract that they meet, one small case per cause, the text."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def describe(
     *,
     target_name: str,
 ) -> str:
-    """The whole text of a failing row; `found` is the judgement of the shrunk case, `original` the case it came from."""
+    """The whole text of a failing row; `found`: the judgement of the shrunk case, `original`: the case it came from."""
     row = result.row
     head = f"FAIL {row.op} / {row.law}"
     title = f"{target.name} {target.version}".strip()

@@ -17,7 +17,7 @@ Fill = Callable[[Bits, Sequence[int], float], np.ndarray]
 
 @dataclass(frozen=True)
 class Family:
-    """`fill(bits, shape, magnitude)`; `random_mantissas`: its rounding errors are independent, so the tight tier holds."""
+    """`fill(bits, shape, magnitude)`. `random_mantissas`: rounding errors are independent, so the tight tier holds."""
 
     name: str
     fill: Fill

@@ -37,7 +37,7 @@ def lead(formula: Formula, parameter: symbols.Tensor, batch: Sequence[int]) -> t
 
 
 def shape_of(formula: Formula, tensor: symbols.Tensor, case: Case) -> tuple[int, ...]:
-    """The torch shape of a parameter or of the result: the rows' axis, where there is one, is what `batch` stands for."""
+    """The torch shape of a parameter or of the result; `batch` stands for the rows' axis where there is one."""
     sizes = dict(case.sizes)
     own = tuple(axis.dim.size(sizes) for axis in tensor.axes if axis != formula.rows)
     return (*lead(formula, tensor, case.batch), *own)

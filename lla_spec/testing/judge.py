@@ -174,13 +174,15 @@ def _judged_part(
             key: _free(b, np.True_) for key, b in truth.items()
         }, "a value behind the mask leaks into the result" if leaks else ""
     policy = target.policy(name, "fully_masked_row")
-    empty = empty_rows(formula, case, arguments)
+    empty: np.ndarray | None = empty_rows(formula, case, arguments)
     if empty is None or not empty.any() or policy == "zeros" or (policy is None and case.law == "definition"):
         return truth, ""
+    rows = np.asarray(empty)[..., None]
     if case.law == "definition":
-        return {key: _free(b, empty[..., None]) for key, b in truth.items()}, ""
+        return {key: _free(b, rows) for key, b in truth.items()}, ""
     # Whatever such a row gives, it may give to every gradient of its matrix.
-    return {key: _free(b, empty.any(-1)[..., None, None]) for key, b in truth.items()}, ""
+    matrices = np.asarray(rows.any(-2, keepdims=True))
+    return {key: _free(b, matrices) for key, b in truth.items()}, ""
 
 
 def _free(bounded: Bounded, where: np.ndarray | np.bool_) -> Bounded:

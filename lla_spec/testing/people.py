@@ -39,7 +39,7 @@ def _truth(operation: str, dtype: torch.dtype | None, contract: Any, args: Any, 
 
 
 def bound(operation: str, *args: Any, dtype: torch.dtype | None = None, contract: Any = None, **kwargs: Any) -> Any:
-    """What rounding may do to each entry of `operation` at these tensors, in `dtype` (that of the tensors unless given).
+    """What rounding may do to each entry of `operation` at these tensors, in `dtype` (the tensors' unless given).
 
     A float64 tensor of the result's shape; for an operation's `_vjp` a tuple of them, None where the input was None.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PROFILES = {"dev": 20, "ci": 100, "nightly": 2000}
 PROPERTY = "lla_row"
 ROWS = pytest.StashKey["RowTests"]()
-COLLECTED = pytest.StashKey[list[dict[str, Any]]]()
+SEEN = pytest.StashKey["SeenRows"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,20 +33,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--lla-report", default=None, help="write the rows as JSON here")
 
 
+def _option(config: pytest.Config, name: str) -> Any:
+    return config.getoption(name)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[COLLECTED] = []
+    config.stash[SEEN] = SeenRows()
+    config.pluginmanager.register(config.stash[SEEN], "lla_spec rows")
+    asked = ("--lla-target", "--lla-device", "--lla-dtype", "--lla-op")
+    if any(_option(config, name) not in ("impl", []) for name in asked):
+        rows_of(config)  # what cannot be used is a usage error now, not an error of some test's collection
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """`--lla-case CASE` replays instead of collecting."""
-    case = config.getoption("--lla-case")
+    case = _option(config, "--lla-case")
     if case is None:
         return None
     from lla_spec.testing.cases import CaseError, parse
     from lla_spec.testing.replaying import replay_case
     from lla_spec.testing.targets import TargetError, load
 
-    target = config.getoption("--lla-target")
+    target = _option(config, "--lla-target")
     try:
         failed, text = replay_case(load(target), parse(case), None, target)
     except (CaseError, TargetError) as error:
@@ -62,19 +70,19 @@ def rows_of(config: pytest.Config) -> RowTests:
         from lla_spec.testing.runner import Options, Session
         from lla_spec.testing.targets import TargetError, load
 
-        profile = config.getoption("--lla-profile")
-        examples = config.getoption("--lla-examples")
+        profile = _option(config, "--lla-profile")
+        examples = _option(config, "--lla-examples")
         options = Options(
-            ops=tuple(config.getoption("--lla-op")),
-            dtypes=tuple(config.getoption("--lla-dtype")),
-            devices=tuple(config.getoption("--lla-device")),
+            ops=tuple(_option(config, "--lla-op")),
+            dtypes=tuple(_option(config, "--lla-dtype")),
+            devices=tuple(_option(config, "--lla-device")),
             examples=PROFILES[profile] if examples is None else examples,
         )
         try:
-            session = Session(load(config.getoption("--lla-target")), options)
-            config.stash[ROWS] = RowTests(session, profile, config.getoption("--lla-target"))
+            session = Session(load(_option(config, "--lla-target")), options)
+            config.stash[ROWS] = RowTests(session, profile, _option(config, "--lla-target"))
         except TargetError as error:
-            pytest.exit(f"lla-spec: {error}", returncode=int(pytest.ExitCode.USAGE_ERROR))
+            raise pytest.UsageError(str(error)) from None
     return config.stash[ROWS]
 
 
@@ -90,7 +98,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     outcome: Any = yield
-    row = getattr(pyfuncitem, "callspec", None) and pyfuncitem.callspec.params.get("row")
+    row: Any = getattr(pyfuncitem, "callspec", None) and pyfuncitem.callspec.params.get("row")
     if row is None or not hasattr(row, "finish"):
         return
     result, complaint = row.finish()
@@ -99,14 +107,17 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
         outcome.force_exception(AssertionError(complaint))
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call":
-        for name, value in report.user_properties:
-            if name == PROPERTY and isinstance(value, dict):
-                _collected.append(value)
+class SeenRows:
+    """Hears every report of this run, those of xdist's workers too, and keeps the rows that travel in them."""
 
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
 
-_collected: list[dict[str, Any]] = []  # logreport has no config; one pytest run is one process
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.rows += [
+                value for name, value in report.user_properties if name == PROPERTY and isinstance(value, dict)
+            ]
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -117,7 +128,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     env = environment()
     told = f"torch {env['torch']}, tf32 {env['tf32']}, float32 matmul precision {env['matmul_precision']}"
     return [
-        f"lla-spec: target {config.getoption('--lla-target')}, profile {config.getoption('--lla-profile')}, {told}",
+        f"lla-spec: target {_option(config, '--lla-target')}, profile {_option(config, '--lla-profile')}, {told}",
         devices_line(),
     ]
 
@@ -127,24 +138,30 @@ def _is_ours(config: pytest.Config) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if not _collected:
+    rows = config.stash[SEEN].rows
+    if not rows:
         return
     from lla_spec.testing.summary import print_summary, write_step_summary
 
-    print_summary(terminalreporter, _collected)
-    write_step_summary(_collected)
-    report = config.getoption("--lla-report")
+    print_summary(terminalreporter, rows)
+    write_step_summary(rows)
+    report = _option(config, "--lla-report")
     if report:
         from lla_spec.testing.table import write_json
         from lla_spec.testing.verdicts import result_of
 
-        write_json(report, config.getoption("--lla-target"), [result_of(row) for row in _collected])
+        write_json(report, _option(config, "--lla-target"), [result_of(row) for row in rows])
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Asked for a GPU and nothing ran on one: that is a failure, not a pass."""
     config = session.config
-    asked = [d for d in config.getoption("--lla-device") if d.startswith("cuda")]
+    asked = [d for d in _option(config, "--lla-device") if d.startswith("cuda")]
     worker = hasattr(config, "workerinput")
-    if asked and not worker and exitstatus == 0 and not any(row["device"].startswith("cuda") for row in _collected):
+    if (
+        asked
+        and not worker
+        and exitstatus == 0
+        and not any(row["device"].startswith("cuda") for row in config.stash[SEEN].rows)
+    ):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,4 +1,4 @@
-"""Rows as pytest tests: the decorators of this repository's topic files, and `parametrize_with_laws` for other people's."""
+"""Rows as pytest tests: the decorators of our topic files, and `parametrize_with_laws` for other people's tests."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
 from lla_spec.language import registry
 from lla_spec.testing.cases import Case
 from lla_spec.testing.diagnose import texts
 from lla_spec.testing.judge import Judgement
-from lla_spec.testing.runner import Options, Session, law_of
+from lla_spec.testing.runner import EVERY_CHECK, Options, Session, law_of
 from lla_spec.testing.strategies import cases, law_cases
 from lla_spec.testing.targets import load, operation_formula
 from lla_spec.testing.verdicts import Result, Row, verdict
@@ -63,6 +63,7 @@ class RowTests:
     def settle(self, test: Test) -> None:
         """Give a hypothesis test the profile's settings. Failures are shrunk by our own shrinker, once per cause."""
         nightly = self.profile == "nightly"
+        kept: dict[str, Any] = {} if nightly else {"database": None}
         settings(
             max_examples=max(self.session.options.examples, 1),
             derandomize=not nightly,
@@ -70,8 +71,8 @@ class RowTests:
             print_blob=True,
             report_multiple_bugs=False,
             phases=[Phase.explicit, Phase.generate, Phase.target],
-            suppress_health_check=list(HealthCheck),
-            **({} if nightly else {"database": None}),
+            suppress_health_check=EVERY_CHECK,
+            **kept,
         )(test)
 
     def explain(self, result: Result) -> str:
@@ -79,7 +80,8 @@ class RowTests:
         text = texts(self.session, [result], self.target_name)[0]
         key = (result.row.op, result.cause or result.kind)
         if self.explained.setdefault(key, text) is not text:
-            return f"{result.row.id}: {result.cause or result.message or result.kind}, as shown for this operation above\n{text}"
+            said = result.cause or result.message or result.kind
+            return f"{result.row.id}: {said}, as shown for this operation above\n{text}"
         return text
 
 

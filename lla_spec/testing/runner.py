@@ -169,7 +169,7 @@ class Session:
         return lambda operation: self.target.contract(operation, row.dtype, self.options.contract)
 
     def cases(self, row: Row) -> Iterator[tuple[str, Case]]:
-        """(class, case): the covering list inside the target's support, then `examples` random cases (class "random")."""
+        """(class, case): the covering list inside the target's support, then `examples` random cases ("random")."""
         formula, support = operation_formula(row.op), self.target.support(row.op)
         own = row.law in ("definition", "vjp")
         listed = (
@@ -213,6 +213,9 @@ def law_of(row: Row) -> Law:
     raise TargetError(f"{row.op}: has no law {row.law}")
 
 
+EVERY_CHECK: Any = list(HealthCheck)  # hypothesis guards its own heuristics; a slow oracle is none of them
+
+
 def draw(strategy: Any, count: int, seed: int, label: str) -> list[Case]:
     """`count` cases of a hypothesis strategy, the same ones for the same seed and label."""
     drawn: list[Case] = []
@@ -220,7 +223,7 @@ def draw(strategy: Any, count: int, seed: int, label: str) -> list[Case]:
     @hypothesis.seed(f"{seed}:{label}")
     @settings(
         max_examples=max(count, 1), database=None, deadline=None, phases=[Phase.generate], derandomize=False,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=EVERY_CHECK,
     )  # fmt: skip
     @given(strategy)
     def collect(case: Case) -> None:

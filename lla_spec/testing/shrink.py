@@ -1,4 +1,4 @@
-"""From a failing case to a small one: one field at a time to its simplest value, as long as it fails for the same cause.
+"""From a failing case to a small one: one field at a time to its simplest value, while it fails for the same cause.
 
 A case has a dozen fields with an obvious simplest value each, so a greedy descent from the failing case itself ends in
 seconds and needs no search; hypothesis would have to find the failure again first.
@@ -43,7 +43,8 @@ def _simpler(case: Case) -> Iterator[Case]:
                 yield case.with_sizes({name: smaller})
     if case.batch:
         yield replace(case, batch=())
-        yield replace(case, batch=(1,) if len(case.batch) > 1 or case.batch[0] != 1 else ())
+        if case.batch != (1,):
+            yield replace(case, batch=(1,))
         if len(case.batch) == 1:
             yield from (replace(case, batch=(s,)) for s in SIZES if s < case.batch[0])
     plain = {

@@ -1,4 +1,4 @@
-"""Random cases: hypothesis draws the small frozen case, never the numbers (arrays drawn entry by entry have low rank)."""
+"""Random cases: hypothesis draws the small frozen case, not the numbers (arrays drawn entry by entry have low rank)."""
 
 from __future__ import annotations
 

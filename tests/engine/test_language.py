@@ -165,7 +165,10 @@ def test_no_derivative_is_taken_through_a_maximum():
         (lambda: tensor("n", i), "n: a tensor and its dimension share the name n; rename one"),
         (lambda: Sum(Q[i, k], "k"), "Sum: cannot run over 'k'"),
         (lambda: attention(Q, K), "attention: V is missing and has no default"),
-        (lambda: attention(Q, K, V, mask=1, nonsense=2), "attention: has no parameter nonsense; it has Q, K, V, M, scale"),
+        (
+            lambda: attention(Q, K, V, mask=1, nonsense=2),
+            "attention: has no parameter nonsense; it has Q, K, V, M, scale",
+        ),
         (lambda: attention(Q, V, V), "attention: V has e on axis -1, but d is already d"),
         (lambda: attention(tensor("q", k), K, V), r"attention: q has 1 axes, but Q needs 2 \(Q\[i, k\]\)"),
         (lambda: softmax(Q, over=i), r"softmax: runs over the last axis, but i is not the last axis of Q\[i, k\]"),
@@ -244,7 +247,8 @@ def test_a_law_is_declared_with_one_function(page):
         page,
         "n = dims('n'); i = index('i', n); a = tensor('a', i)\n"
         "@formula\ndef double(a):\n    return define('y', (i,), 2 * a[i])\n"
-        "@identity\ndef halves():\n    'Half of it is the input.'\n    return Eq(define('h', (i,), double(a)[i] / 2), a)",
+        "@identity\ndef halves():\n    'Half of it is the input.'\n"
+        "    return Eq(define('h', (i,), double(a)[i] / 2), a)",
     )
     law = language.registry.laws["scratch.halves"]
     assert law.operation == "double" and law.doc == "Half of it is the input." and law.source.endswith("scratch.py:7")

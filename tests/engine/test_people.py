@@ -21,7 +21,9 @@ def test_a_correct_result_is_accepted_and_a_changed_one_is_not():
     out = right.plain.attention(q, k, v, is_causal=True)
     assert_correct("attention", out, q, k, v, is_causal=True)
     out[1, 2, 0] += 0.25
-    with pytest.raises(AssertionError, match=r"attention: 1 of 30 entries are outside their bound; worst \[1,2,0\]: computed"):
+    with pytest.raises(
+        AssertionError, match=r"attention: 1 of 30 entries are outside their bound; worst \[1,2,0\]: computed"
+    ):
         assert_correct("attention", out, q, k, v, is_causal=True)
 
 
@@ -54,8 +56,14 @@ def test_bound_is_a_tensor_of_the_results_shape_and_grows_with_the_unit_roundoff
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda q, k, v: assert_correct("attention", q, q, k, v), r"the result has shape \(2, 5, 4\), it must be \(2, 5, 3\)"),
-        (lambda q, k, v: assert_correct("attention", None, q, k, v), "the result is NoneType, it must be a torch.Tensor"),
+        (
+            lambda q, k, v: assert_correct("attention", q, q, k, v),
+            r"the result has shape \(2, 5, 4\), it must be \(2, 5, 3\)",
+        ),
+        (
+            lambda q, k, v: assert_correct("attention", None, q, k, v),
+            "the result is NoneType, it must be a torch.Tensor",
+        ),
     ],
 )
 def test_what_is_no_result_is_said_plainly(call, message):
@@ -64,7 +72,9 @@ def test_what_is_no_result_is_said_plainly(call, message):
 
 
 def test_verify_prints_the_table_and_returns_the_rows(capsys):
-    results = verify({"softmax": lambda x: torch.softmax(x.float(), -1).to(x.dtype)}, laws=["definition"], dtypes=["bf16"])
+    results = verify(
+        {"softmax": lambda x: torch.softmax(x.float(), -1).to(x.dtype)}, laws=["definition"], dtypes=["bf16"]
+    )
     assert [r.verdict for r in results if r.row.op == "softmax"] == ["pass"]
     printed = capsys.readouterr().out
     assert re.search(r"softmax\W+definition\W+0\.\d\d", printed) and "unimplemented" in printed

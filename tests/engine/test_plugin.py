@@ -42,7 +42,9 @@ def test_pytest_and_the_command_have_the_same_rows():
     session = Session(load("impl"), Options())
     tests = RowTests(session, "dev", "impl")
     kinds = ("definition", "vjp", "laws")
-    collected = [test.row for page in pages() for kind in kinds for test in tests.of_page(page.__name__.split(".")[-1], kind)]
+    collected = [
+        test.row for page in pages() for kind in kinds for test in tests.of_page(page.__name__.split(".")[-1], kind)
+    ]
     assert sorted(row.id for row in collected) == sorted(row.id for row in session.rows())
 
 

@@ -106,7 +106,9 @@ def _spread(relative: Array, v: Array, value: Array) -> Array:
     """Σ_j relative_ij |v_jc - O_ic|, (..., n, e), a few rows at a time so that the differences stay in the cache."""
     lead = np.broadcast_shapes(relative.shape[:-2], v.shape[:-2])
     n, (m, e) = relative.shape[-2], v.shape[-2:]
-    flat = [np.broadcast_to(part, (*lead, *part.shape[-2:])).reshape(-1, *part.shape[-2:]) for part in (relative, v, value)]
+    flat = [
+        np.broadcast_to(part, (*lead, *part.shape[-2:])).reshape(-1, *part.shape[-2:]) for part in (relative, v, value)
+    ]
     total = np.empty((len(flat[0]), n, e))
     rows = max(1, _CACHED // max(m * e, 1))
     for out, weight, values, mean in zip(total, *flat, strict=True):
@@ -155,13 +157,13 @@ def _weight_error(scores: _Scores, model: Roundings) -> Array:
     recomputed = np.where(np.isfinite(moved) | ~w.live, recomputed, np.inf)
     error = np.maximum(recomputed, probability_error(w, model))
     if model.contract.weight_cast and model.contract.score_casts:
-        error = np.where(w.live, model.contract.inner_cast(w.p, error), 0.0)  # whiteboard: only the cast weights are kept
+        error = np.where(
+            w.live, model.contract.inner_cast(w.p, error), 0.0
+        )  # whiteboard: only the cast weights are kept
     return error
 
 
-def _score_gradient(
-    scores: _Scores, p: Array, e_p: Array, v: Array, g: Array, model: Roundings
-) -> tuple[Array, Array]:
+def _score_gradient(scores: _Scores, p: Array, e_p: Array, v: Array, g: Array, model: Roundings) -> tuple[Array, Array]:
     """(dS, |dS^ - dS|), each (..., n, m)."""
     promise = model.contract
     vt = np.swapaxes(v, -1, -2)

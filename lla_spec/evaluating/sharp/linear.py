@@ -71,8 +71,15 @@ def linear_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float = OR
     return gradients
 
 
-def _product(a: Array, b: Array, contract: Contract, oracle_u: float, *,
-             bias: Array | None = None, shape: tuple[int, ...] | None = None) -> Bounded:
+def _product(
+    a: Array,
+    b: Array,
+    contract: Contract,
+    oracle_u: float,
+    *,
+    bias: Array | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Bounded:
     """a @ b (+ bias), summed down to `shape` where batch axes were broadcast."""
     nan, unjudged = _dependence(a, b, bias)
     if nan is not None:

@@ -128,8 +128,15 @@ class Roundings:
         return value, np.where(overflow & cancels, np.inf, error), magnitude
 
 
-def finish(value: Array, error: Array, contract: Contract, *, exact: Array | None = None,
-           nan: Array | None = None, unjudged: Array | None = None) -> Bounded:
+def finish(
+    value: Array,
+    error: Array,
+    contract: Contract,
+    *,
+    exact: Array | None = None,
+    nan: Array | None = None,
+    unjudged: Array | None = None,
+) -> Bounded:
     """The last cast and the factor 1.01. `exact`: entries that admit no error; `nan`, `unjudged`: see Bounded."""
     with np.errstate(all="ignore"):
         before = SAFETY * np.where(np.isnan(error), np.inf, error)

@@ -191,7 +191,7 @@ def logsumexp(arguments: Arguments, contract: Contract, *, oracle_u: float = ORA
     x, nan, unjudged = _logits(arguments)
     model = Roundings(contract, oracle_u)
     w = weights(x, model)
-    dead = ~w.live.any(-1)
+    dead = np.asarray(~w.live.any(-1))
     value, error = (part[..., 0] for part in log_sum_exp(w, model))
     value = np.where(dead, -np.inf, value)
     error = error + model.eta
@@ -260,9 +260,7 @@ def log_softmax_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float
     recomputed = probability_error(w, model)
     error = np.maximum(
         _log_softmax_pullback(w.p, np.maximum(saved, recomputed), g, total, model),
-        _through_peak(
-            _log_softmax_pullback(w.p, recomputed, g, total, model), value, w.live & (w.d == 0), model
-        ),
+        _through_peak(_log_softmax_pullback(w.p, recomputed, g, total, model), value, w.live & (w.d == 0), model),
     )
     error = np.where(w.live, error, 0.0)
     dead_row = ~w.live.any(-1, keepdims=True)
@@ -324,4 +322,4 @@ def _logits(arguments: Arguments) -> tuple[Array, Array, Array]:
         nan = nan | np.isnan(g).any(-1, keepdims=True)
         unjudged = unjudged | np.isinf(g).any(-1, keepdims=True)
     x = np.where(np.isnan(x) | np.isposinf(x), 0.0, x)
-    return x, nan, unjudged
+    return x, np.asarray(nan), np.asarray(unjudged)
