@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import sympy as sp
 from sympy.concrete.expr_with_limits import ExprWithLimits
@@ -451,8 +451,8 @@ def transform(expr: Any, leaf: Leaf, rename: Mapping[Any, Any] | None = None) ->
     if isinstance(expr, Label):
         return leaf(expr.tensor, ())
     if isinstance(expr, ExprWithLimits):
-        limits, given = [], expr.args[1:]
-        for bound, *_ in given:  # pyright: ignore[reportGeneralTypeIssues]  (a sympy Tuple)
+        limits, given = [], cast(Any, expr.limits)  # sympy types its Tuples as Basic
+        for bound, *_ in given:
             rename[bound] = bound.fresh(rename.get(bound.dim, bound.dim))
             limits.append(rename[bound].limits)
         return type(expr)(transform(expr.function, leaf, rename), *limits)

@@ -166,10 +166,11 @@ def softmax(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACL
 
 
 def log_softmax(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U) -> Bounded:
-    """(x - m) - log Σ exp(x - m) of x (..., n); exactly -inf at a logit of -inf.
+    """log_softmax of x (..., n); exactly -inf at a logit of -inf.
 
-    x - m is one rounding, u|d|; the logarithm as in `_log`; the last subtraction u(|y| + both). Subtracting a finished
-    log-sum-exp instead, u|L|, is not covered: it loses what the shift is there to keep.
+    A kernel computes (x - m) - log Σ exp(x - m), where x - m is one rounding, u|d|; or x - L with L = m + log s, as the
+    declaration has it and fused cross-entropies do, where L is one rounding, u|L|. The logarithm is as in `_log`, and the
+    last subtraction u(|y| + both). The bound covers both kernels, so it takes the larger.
     """
     x, nan, unjudged = _logits(arguments)
     model = Roundings(contract, oracle_u)
@@ -182,7 +183,9 @@ def log_softmax(arguments: Arguments, contract: Contract, *, oracle_u: float = O
 
 def _log_probability(w: Weights, model: Roundings) -> tuple[Array, Array]:
     value = w.d - w.log_sum
-    error = model.few(1) * np.abs(w.d) + _log(w, model)
+    shifted = model.few(1) * np.abs(w.d) + _log(w, model)
+    _, whole = log_sum_exp(w, model)
+    error = np.maximum(shifted, whole)
     return value, error + model.few(1) * (np.abs(value) + error) + model.eta
 
 
