@@ -51,4 +51,5 @@ class Bounded:
         """error / (u·|value|), NaN where the value is 0 or not finite: how loose the bound is."""
         magnitude = np.abs(self.value)
         usable = np.isfinite(magnitude) & (magnitude > 0)
-        return np.where(usable, self.error / np.where(usable, unit_roundoff * magnitude, 1.0), np.nan)
+        with np.errstate(all="ignore"):  # u·|value| may underflow
+            return np.where(usable, self.error / np.where(usable, unit_roundoff * magnitude, 1.0), np.nan)

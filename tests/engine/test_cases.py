@@ -40,7 +40,7 @@ def test_tensors_are_the_same_on_every_machine():
     case = Case(
         "attention", "vjp", "bf16", "cpu", (("n", 3), ("d", 2), ("m", 4), ("e", 5)), (2,), "normal+heavy+spike", seed=17
     )
-    assert build(registry.formulas["attention"], case).digest == "93a29550898d73da"
+    assert build(registry.formulas["attention"], case).digest == "6778843ffcfb6218"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

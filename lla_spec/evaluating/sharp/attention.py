@@ -47,7 +47,7 @@ class _Scores:
 
 
 def attention(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U) -> Bounded:
-    """q (..., n, d), k (..., m, d), v (..., m, e), mask (..., n, m) bool or None; a row without keys gives 0 exactly."""
+    """q (..., n, d), k (..., m, d), v (..., m, e), mask (..., n, m) bool or None. A row without keys is exactly 0."""
     model = Roundings(contract, oracle_u)
     scores, v = _scores(arguments, model), _finite(arguments, "v")
     with np.errstate(all="ignore"):
@@ -57,7 +57,7 @@ def attention(arguments: Arguments, contract: Contract, *, oracle_u: float = ORA
 
 
 def _finite(arguments: Arguments, name: str) -> Array:
-    """NaN and infinities read as 0: what depends on them is told by the caller (nonfinite.py), what does not is not moved."""
+    """NaN and infinities read as 0: the caller tells what depends on them (nonfinite.py), the rest is not moved."""
     given = array(arguments, name)
     return given if np.isfinite(given).all() else np.where(np.isfinite(given), given, 0.0)
 
@@ -148,7 +148,7 @@ def _weight_cast(model: Roundings) -> float:
 
 
 def _weight_error(scores: _Scores, model: Roundings) -> Array:
-    """|P̂ - P| of the forward pass's weights, or of exp(Ŝ - L̂): e_S + e_L + κu(|S| + |L|) + ε_exp, whichever is larger."""
+    """|P̂ - P| of the forward pass's weights, or of exp(Ŝ - L̂), e_S + e_L + κu(|S| + |L|) + ε_exp: the larger one."""
     w = scores.w
     log_sum, e_log = log_sum_exp(w, model)
     size = np.where(w.live, np.abs(scores.s), 0.0)
@@ -193,7 +193,7 @@ def _dot_error(a: Array, e_a: Array, b: Array, e_b: Array, model: Roundings) -> 
 
 
 def _gradient(a: Array, e_a: Array, b: Array, scale: float, cast: float, model: Roundings) -> tuple[Array, Array]:
-    """scale · a b, the product that ends in a gradient: a is computed, b is an argument. Partial sums may be kept in io."""
+    """scale · a b, which ends in a gradient: a is computed, b is an argument. Partial sums may be kept in io."""
     length = a.shape[-1]
     value, error, magnitude = model.contraction(a, b, e_a, model.flushed(b), extra=cast)
     reach = magnitude + error

@@ -104,7 +104,7 @@ class Roundings:
         extra: float = 0.0,
         terms: int | None = None,
     ) -> tuple[Array, Array, Array]:
-        """(ab, error, |a||b|) of a kernel that multiplies matrices within error_a, error_b of a (..., n, K), b (..., K, m).
+        """(ab, error, |a||b|) of a kernel that multiplies matrices within error_a, error_b of a (…, n, K), b (…, K, m).
 
         Let â = a + δa, b̂ = b + δb. Every product passes `operands`, `extra` and the summation, so that
         |ĉ - âb̂| <= ρ|â||b̂| + underflow with ρ = γ_K ∘ operands ∘ extra (Higham, (3.13)), and

@@ -168,9 +168,9 @@ def softmax(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACL
 def log_softmax(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U) -> Bounded:
     """log_softmax of x (..., n); exactly -inf at a logit of -inf.
 
-    A kernel computes (x - m) - log Σ exp(x - m), where x - m is one rounding, u|d|; or x - L with L = m + log s, as the
-    declaration has it and fused cross-entropies do, where L is one rounding, u|L|. The logarithm is as in `_log`, and the
-    last subtraction u(|y| + both). The bound covers both kernels, so it takes the larger.
+    A kernel computes (x - m) - log Σ exp(x - m), where x - m is one rounding, u|d|; or x - L with L = m + log s, as
+    the declaration has it and fused cross-entropies do, where L is one rounding, u|L|. The logarithm is as in `_log`,
+    and the last subtraction u(|y| + both). The bound covers both kernels, so it takes the larger.
     """
     x, nan, unjudged = _logits(arguments)
     model = Roundings(contract, oracle_u)
