@@ -3,7 +3,8 @@
 A ratio in [0, 1] is right, above 1 (or inf) is wrong; it is never NaN. The rules, in this order:
 
 1. The value is NaN: with error 0 the computed entry must be NaN; with error inf the entry is not judged.
-2. The computed entry is NaN although the value is not: inf.
+2. The computed entry is NaN although the value is not: inf. Where the error is infinite it is not judged, like any
+   other number there: after an overflow on the way, inf - inf is NaN (`hazards` counts these entries).
 3. Equal entries, infinities of the same sign included: 0, even where the bound is 0. An infinite value wants itself.
 4. With T the smallest magnitude that rounds to infinity and e the error before the last cast: |R|-e >= T must
    overflow, |R|+e >= T may, and an infinity anywhere else is wrong.
@@ -41,7 +42,7 @@ def ratios(computed: np.ndarray, bounded: Bounded, io: Precision) -> np.ndarray:
     ratio = np.where(np.isfinite(computed) & (must | np.isinf(value)), np.inf, ratio)
     ratio = np.where(np.isinf(computed) & np.isinf(error) & np.isfinite(value), 0.0, ratio)
     ratio = np.where(computed == value, 0.0, ratio)
-    ratio = np.where(np.isnan(computed), np.inf, ratio)
+    ratio = np.where(np.isnan(computed), np.where(np.isinf(error), 0.0, np.inf), ratio)
     wanted_nan = np.isnan(value)
     return np.where(wanted_nan, np.where(np.isnan(computed) | np.isinf(error), 0.0, np.inf), ratio)
 

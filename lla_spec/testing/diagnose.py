@@ -93,6 +93,8 @@ def _text(session: Session, group: list[Result], target_name: str, seconds: floa
 
 def shrunk(session: Session, result: Result, seconds: float, *, any_cause: bool = False) -> Judgement:
     """The failing case made small, failing in the same way and (unless `any_cause`) for the same named cause."""
+    if result.kind == "hangs":  # every attempt costs the whole time limit
+        return result.failing
     row, contract = result.row, session.contract(result.row)
     judging, formula = session.judging(row, contract), operation_formula(row.op)
 

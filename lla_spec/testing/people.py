@@ -27,7 +27,10 @@ from lla_spec.testing.verdicts import Result
 def _truth(operation: str, dtype: torch.dtype | None, contract: Any, args: Any, kwargs: Any) -> tuple[Truth, str]:
     vjp = operation.endswith("_vjp")
     formula = operation_formula(operation.removesuffix("_vjp"))
-    given = signature(formula, vjp=vjp).bind(*args, **kwargs)
+    try:
+        given = signature(formula, vjp=vjp).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{operation}{signature(formula, vjp=vjp)}: {error}") from None
     given.apply_defaults()
     first = next(value for value in given.arguments.values() if isinstance(value, Tensor))
     io = DTYPE_NAMES.get(dtype or first.dtype)
@@ -60,6 +63,7 @@ def assert_correct(operation: str, result: Any, *args: Any, contract: Any = None
     >>> a, b = torch.ones(2, 3), torch.ones(3, 2)
     >>> assert_correct("matmul", a @ b, a, b)
     """
+    operation_formula(operation.removesuffix("_vjp"))
     results = list(result) if isinstance(result, tuple | list) else [result]
     first = next((r for r in results if isinstance(r, Tensor)), None)
     if first is None:

@@ -30,7 +30,14 @@ from lla_spec.evaluating.sharp.roundings import (
     join,
     optional_array,
 )
-from lla_spec.evaluating.sharp.softmax import Weights, _through_peak, log_sum_exp, probability_error, weights
+from lla_spec.evaluating.sharp.softmax import (
+    Weights,
+    _through_peak,
+    log_sum_exp,
+    may_overflow,
+    probability_error,
+    weights,
+)
 
 _PARTIAL = 32  # the shortest block over which a kernel keeps a partial gradient in io (contract grad_partials)
 _CACHED = 1 << 15  # entries of a (rows, m, e) block that stay in the cache
@@ -73,15 +80,26 @@ def _scores(arguments: Arguments, model: Roundings) -> _Scores:
         product, error, magnitude = model.contraction(
             q, np.swapaxes(k, -1, -2), model.flushed(q), model.flushed(np.swapaxes(k, -1, -2)), extra=casts
         )
-        s = scale * product
+        s, before = scale * product, np.abs(product) + error
         error = abs(scale) * (error + model.few(3) * (magnitude + error)) + 2 * model.eta
         for _ in range(promise.score_casts):
-            error = promise.inner_cast(s, error)
+            error = _cast_at(s, error, before, abs(scale), promise)
     if mask is not None:
         s = np.where(mask != 0, s, -np.inf)
         error = np.where(mask != 0, error, 0.0)
     with np.errstate(all="ignore"):
         return _Scores(scale, s, error, weights(s, model, error))
+
+
+def _cast_at(value: Array, error: Array, other: Array, ratio: float, promise: Contract) -> Array:
+    """The error after a cast to io of numbers within `error` of `value`, or of the same numbers divided by `ratio`,
+    which are at most `other`: a kernel may round scores before it multiplies by the scale or after it, and spacing,
+    underflow and overflow of the format are others there."""
+    if promise.io == promise.acc:
+        return error
+    reach, io = np.abs(value) + error, promise.io
+    moved = np.maximum(io.half_spacing(reach), ratio * io.half_spacing(other)) + promise.eta_out * max(1.0, ratio)
+    return np.where(np.maximum(reach, other) >= io.overflow_threshold, np.inf, error + moved)
 
 
 def _output(scores: _Scores, v: Array, model: Roundings) -> tuple[Array, Array]:
@@ -99,7 +117,27 @@ def _output(scores: _Scores, v: Array, model: Roundings) -> tuple[Array, Array]:
     live = w.live.astype(np.float64)
     error = moved / slack + underflow * (live @ size) + 2 * m * model.eta * (1 + np.abs(value))
     error = error + quotient * (np.abs(value) + error)
-    return value, np.where(slack > 0, error, np.inf)
+    if not (slack > 0).all():
+        error = np.where(slack > 0, error, _hull(scores, v, value, cast, model))
+    return value, np.where(may_overflow(w), np.inf, error)
+
+
+def _hull(scores: _Scores, v: Array, value: Array, cast: float, model: Roundings) -> Array:
+    """Where the weights' errors say nothing any more: weights that are >= 0 and sum to 1 stay in the hull of the
+    values, so |Ô - O| <= max_j |v_j - O| beside the roundings; +inf where a score itself may overflow."""
+    live, m = scores.w.live, v.shape[-2]
+    farthest, largest = np.zeros(value.shape), np.zeros(value.shape)
+    for j in range(m):
+        row = v[..., j : j + 1, :]
+        seen = live[..., j : j + 1]
+        farthest = np.maximum(farthest, np.where(seen, np.abs(row - value), 0.0))
+        largest = np.maximum(largest, np.where(seen, np.abs(row), 0.0))
+    relative = join(model.gamma(m), model.gamma(m), cast, model.few(3), model.few(2 * m))
+    finite = np.isfinite(scores.error) | ~live
+    reach = np.where(live, np.abs(scores.s) + scores.error, 0.0)
+    safe = (finite & (reach < model.contract.acc.overflow_threshold)).all(-1, keepdims=True)
+    underflow = (model.eta + (model.contract.eta_out if cast else 0.0)) * 2 * m * (1 + largest)
+    return np.where(safe, farthest + relative * (largest + farthest) + underflow, np.inf)
 
 
 def _spread(relative: Array, v: Array, value: Array) -> Array:
@@ -107,7 +145,8 @@ def _spread(relative: Array, v: Array, value: Array) -> Array:
     lead = np.broadcast_shapes(relative.shape[:-2], v.shape[:-2])
     n, (m, e) = relative.shape[-2], v.shape[-2:]
     flat = [
-        np.broadcast_to(part, (*lead, *part.shape[-2:])).reshape(-1, *part.shape[-2:]) for part in (relative, v, value)
+        np.broadcast_to(part, (*lead, *part.shape[-2:])).reshape(math.prod(lead), *part.shape[-2:])
+        for part in (relative, v, value)
     ]
     total = np.empty((len(flat[0]), n, e))
     rows = max(1, _CACHED // max(m * e, 1))
@@ -136,7 +175,9 @@ def attention_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float =
         g = np.where(scores.w.live.any(-1, keepdims=True), g, 0.0)
         p, e_p = scores.w.p, _weight_error(scores, model)
         ds, e_ds = _score_gradient(scores, p, e_p, v, g, model)
-        dv = _gradient(np.swapaxes(p, -1, -2), np.swapaxes(e_p, -1, -2), g, 1.0, _weight_cast(model), model)
+        # η as well: small weights are subnormal in fp16, where their cast is off by more than u_io.
+        e_cast = np.where(scores.w.live, e_p + (contract.eta_out if contract.weight_cast else 0.0), e_p)
+        dv = _gradient(np.swapaxes(p, -1, -2), np.swapaxes(e_cast, -1, -2), g, 1.0, _weight_cast(model), model)
         dq = _gradient(ds, e_ds, k, scores.scale, 0.0, model)
         dk = _gradient(np.swapaxes(ds, -1, -2), np.swapaxes(e_ds, -1, -2), q, scores.scale, 0.0, model)
     results = {"q": (q, dq), "k": (k, dk), "v": (v, dv)}
@@ -180,8 +221,9 @@ def _score_gradient(scores: _Scores, p: Array, e_p: Array, v: Array, g: Array, m
     both = np.abs(dp) + np.abs(d) + e_dp + e_d
     error = e_p * np.abs(dp - d) + (p + e_p) * (e_dp + e_d + model.few(4) * both) + 2 * model.eta
     error = _through_peak(error, ds, scores.w.live & (scores.w.d == 0), model)
+    scale = abs(scores.scale)
     for _ in range(max(promise.score_casts, int(promise.weight_cast))):
-        error = promise.inner_cast(ds, error)
+        error = _cast_at(ds, error, scale * (np.abs(ds) + error), 1 / scale if scale else 1.0, promise)
     return ds, np.where(scores.w.live, error, 0.0)
 
 

@@ -25,6 +25,7 @@ division may be a reciprocal and a product). Where exp underflows, ŵ_j is off b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,8 +99,9 @@ def _rises(lower: Array, upper: Array, live: Array, contract: Contract) -> Array
     limit = n - 1 if contract.blocks == "n_k" else min(int(contract.blocks), n) - 1
     if limit <= 0:
         return np.zeros(lower.shape)
-    below = np.where(live, lower, np.inf).reshape(-1, n)
-    above = np.sort(np.where(live, upper, -np.inf).reshape(-1, n), axis=-1)
+    rows = (math.prod(lower.shape[:-1]), n)
+    below = np.where(live, lower, np.inf).reshape(rows)
+    above = np.sort(np.where(live, upper, -np.inf).reshape(rows), axis=-1)
     counts = np.empty(below.shape)
     exact = lower is upper
     for row in range(len(counts)):
@@ -132,7 +134,13 @@ def probability_error(w: Weights, model: Roundings) -> Array:
     theta = _quotient(model, n)
     moved = interval(w)
     error = moved + theta * (w.p + moved) + model.eta * (2 + n * w.p)
-    return np.where(w.live, np.where(np.isfinite(w.x), error, np.inf), 0.0)
+    return np.where(w.live, np.where(may_overflow(w), np.inf, error), 0.0)
+
+
+def may_overflow(w: Weights) -> Array:
+    """(..., 1): a logit of the row may overflow on its way (its error is infinite), and nothing is known of the row:
+    inf - inf is NaN for its neighbours as well."""
+    return (w.live & ~np.isfinite(w.x)).any(-1, keepdims=True)
 
 
 def _quotient(model: Roundings, n: int) -> float:
