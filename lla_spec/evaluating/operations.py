@@ -75,7 +75,7 @@ def bound(
     (exactness).
 
     The error is the smaller one of the sharp rule's and the generic rule's, forward and for multilinear gradients:
-    there both hold for every kernel of the contract (tests/engine/test_generic_bounds.py). The generic rule follows the
+    there both hold for every kernel of the contract (tests/engine/test_generic_bounds.py), unless scores are cast. The generic rule follows the
     declaration's steps, and other backward passes need not: attention's takes Σ dO·O, of saved and rounded O, for
     Σ P·dP. So their gradients have the sharp rule alone; where there is none, the generic one, which allows for weights
     recomputed from a saved log-sum-exp or saved weights, and for nothing else.
@@ -87,7 +87,7 @@ def bound(
     oracle_u = 0.0 if exact else ORACLE_U
     sharp = _sharp(name, _explicit(name, prepared, arguments), contract, vjp, oracle_u)
     bounds = {key: None if sharp is None else _renamed(sharp, name, key, vjp) for key in values}
-    if sharp is None or (_generic_holds(prepared, vjp) and prepared.entries <= GENERIC_ENTRIES):
+    if sharp is None or (_generic_holds(prepared, contract, vjp) and prepared.entries <= GENERIC_ENTRIES):
         for key, generic in _generic(prepared, found, contract, oracle_u, vjp).items():
             other = bounds[key]
             bounds[key] = generic if other is None else generic.minimum(other)
@@ -170,8 +170,10 @@ def _conventions(prepared: Prepared, found: Special | None, name: str, value: Ar
 # ---- bounds
 
 
-def _generic_holds(prepared: Prepared, vjp: bool) -> bool:
-    return not vjp or prepared.plan.is_multilinear
+def _generic_holds(prepared: Prepared, contract: Contract, vjp: bool) -> bool:
+    """Whether the generic rule holds for every kernel of the contract, and not for the declaration's own steps alone. It
+    casts scores where the declaration has them, after the scale; before it they may overflow and underflow earlier."""
+    return prepared.plan.is_multilinear or not (vjp or contract.score_casts)
 
 
 def _generic(

@@ -175,8 +175,10 @@ def attention_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float =
         g = np.where(scores.w.live.any(-1, keepdims=True), g, 0.0)
         p, e_p = scores.w.p, _weight_error(scores, model)
         ds, e_ds = _score_gradient(scores, p, e_p, v, g, model)
+        # A row of NaN is NaN in its hidden entries too, and so reaches every key.
+        e_p, e_ds = (np.where(may_overflow(scores.w), np.inf, error) for error in (e_p, e_ds))
         # η as well: small weights are subnormal in fp16, where their cast is off by more than u_io.
-        e_cast = np.where(scores.w.live, e_p + (contract.eta_out if contract.weight_cast else 0.0), e_p)
+        e_cast = e_p + np.where(scores.w.live, contract.eta_out if contract.weight_cast else 0.0, 0.0)
         dv = _gradient(np.swapaxes(p, -1, -2), np.swapaxes(e_cast, -1, -2), g, 1.0, _weight_cast(model), model)
         dq = _gradient(ds, e_ds, k, scores.scale, 0.0, model)
         dk = _gradient(np.swapaxes(ds, -1, -2), np.swapaxes(e_ds, -1, -2), q, scores.scale, 0.0, model)
