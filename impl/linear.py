@@ -25,6 +25,7 @@ def matmul(a: Float[Tensor, "*#batch n k"], b: Float[Tensor, "*#batch k m"]) -> 
 
     Raises ValueError where the inner sizes, the leading axes, the dtypes or the devices disagree.
 
+    >>> import torch
     >>> matmul(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]))
     tensor([[11.]])
     """
@@ -37,6 +38,7 @@ def matmul_vjp(
 ) -> tuple[Float[Tensor, "*#batch n k"], Float[Tensor, "*#batch k m"]]:
     """(dA, dB) = (G Bᵀ, Aᵀ G), each summed over the leading axes that its argument was broadcast along.
 
+    >>> import torch
     >>> matmul_vjp(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]), grad_output=torch.ones(1, 1))
     (tensor([[3., 4.]]), tensor([[1.],
             [2.]]))
@@ -54,6 +56,7 @@ def weighted_average(
     The weights are taken as they are, normalised or not, and a weight of 0 is a number, no mask: 0·NaN is NaN.
     Leading axes broadcast. Raises ValueError as matmul does.
 
+    >>> import torch
     >>> weighted_average(torch.tensor([[0.25, 0.75]]), torch.tensor([[0.0], [4.0]]))
     tensor([[3.]])
     """
@@ -79,6 +82,7 @@ def linear(
 
     Raises ValueError where weight is not (out, in), bias not (out,), or the dtypes or devices disagree.
 
+    >>> import torch
     >>> linear(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0]]), torch.tensor([0.5]))
     tensor([11.5000])
     """
@@ -95,6 +99,7 @@ def linear_vjp(
 ) -> tuple[Float[Tensor, "*batch in"], Float[Tensor, "out in"], Float[Tensor, " out"] | None]:
     """(dX, dW, db) = (G W, Gᵀ X, Σ_i g_i), db None where bias is None.
 
+    >>> import torch
     >>> linear_vjp(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0]]), grad_output=torch.ones(1))
     (tensor([3., 4.]), tensor([[1., 2.]]), None)
     """

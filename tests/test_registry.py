@@ -21,7 +21,7 @@ def test_every_page_has_its_topic_file(topic):
 
 def test_every_operation_and_law_is_collected():
     files = [str(TESTS / f"test_{topic}.py") for topic in TOPICS]
-    run = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
+    run = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", "-p", "no:cacheprovider", *files]
     collected = subprocess.run(run, capture_output=True, text=True, cwd=TESTS.parent, check=True).stdout
     for operation in registry.operations():
         assert f"::test_equals_its_formula[{operation.name}-" in collected

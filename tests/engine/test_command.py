@@ -83,15 +83,29 @@ def test_torch_log_softmax_in_16_bits_is_found_with_its_cause(tmp_path):
     assert {"vocabulary", "dominant"} <= set(rows["fp32"]["classes"])
 
 
+SLOW_TARGET = """
+import pathlib, time
+import impl
+
+def softmax(x):
+    pathlib.Path("started").touch()
+    time.sleep(0.02)
+    return impl.softmax(x)
+"""
+
+
 def test_interrupted_it_prints_the_table_so_far_and_writes_the_report(tmp_path):
-    report = tmp_path / "report.json"
-    run = [sys.executable, "-m", "lla_spec", "verify", "impl", "--examples", "500", "--json", str(report)]
-    process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(8)
+    (tmp_path / "slow.py").write_text(SLOW_TARGET)
+    run = [sys.executable, "-m", "lla_spec", "verify", "slow.py", "--examples", "500", "--json", "report.json"]
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
+    while not (tmp_path / "started").exists() and process.poll() is None:
+        time.sleep(0.1)
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted after" in err and "Traceback" not in err
-    assert "operation" in out and json.loads(report.read_text())["schema"] == 1
+    assert "operation" in out and json.loads((tmp_path / "report.json").read_text())["schema"] == 1
 
 
 def test_list_and_show_name_every_operation_and_law():

@@ -10,7 +10,7 @@ ENOUGH = {"proved-and-true": 300, "refused-and-false": 100}  # a tenth of the lo
 
 
 def test_nothing_false_is_proved_and_what_is_asked_is_not_idle():
-    counts = run(seconds=45, seed=random.Random(20240607).randrange(10**6), enough=ENOUGH)
+    counts = run(seconds=180, seed=random.Random(20240607).randrange(10**6), enough=ENOUGH)
     assert not verdict(counts, true=ENOUGH["proved-and-true"], false=ENOUGH["refused-and-false"]), dict(counts)
 
 

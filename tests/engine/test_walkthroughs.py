@@ -25,7 +25,7 @@ def checkout(tmp_path):
 
 
 def run(checkout, *arguments):
-    env = {**os.environ, "PYTHONPATH": str(checkout), "COLUMNS": "160", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    env = {**os.environ, "PYTHONPATH": str(checkout), "COLUMNS": "160"}
     done = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, env=env, cwd=checkout, timeout=300
     )
@@ -84,7 +84,17 @@ def test_a_newcomers_identity_appears_everywhere_with_no_other_edit(checkout):
     status, verified = run(checkout, "-m", "lla_spec", "verify", "--law", "null_direction")
     assert status == 0 and "null_direction" in verified and "4 rows: 4 pass" in verified
     status, tested = run(
-        checkout, "-m", "pytest", "-q", "tests/test_attention.py", "-k", "null_direction", "--lla-examples", "5"
+        checkout,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "0",
+        "tests/test_attention.py",
+        "-k",
+        "null_direction",
+        "--lla-examples",
+        "5",
     )
     assert status == 0 and "4 passed" in tested, tested
     assert "null_direction" in run(checkout, "-m", "lla_spec", "list")[1]
