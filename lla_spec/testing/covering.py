@@ -188,6 +188,9 @@ def _arguments(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     for name in f.scalars:
         for value in (0.5, -0.25, 3.0):
             yield f"{name} = {value}", replace(base, scale=value)
+    if f.exponential and f.scalars:
+        wide = replace(base, sizes=_sizes(f.dims, 9, 21, 17, 11))
+        yield "a negative scale, large scores", replace(wide, scale=-2.0, exponent=3 if base.dtype != "fp16" else 1)
     for name in f.optional:
         yield f"without {name}", replace(base, without=name)
 
