@@ -74,11 +74,11 @@ def bound(
     On integers whose sums fit the accumulator the error is 0, and the value is the exact result rounded once
     (exactness).
 
-    The error is the smaller one of the sharp rule's and the generic rule's, forward and for multilinear gradients:
-    there both hold for every kernel of the contract (tests/engine/test_generic_bounds.py), unless scores are cast. The generic rule follows the
-    declaration's steps, and other backward passes need not: attention's takes Σ dO·O, of saved and rounded O, for
-    Σ P·dP. So their gradients have the sharp rule alone; where there is none, the generic one, which allows for weights
-    recomputed from a saved log-sum-exp or saved weights, and for nothing else.
+    The error is the smaller one of the sharp rule's and the generic rule's, forward (unless scores are cast) and for
+    multilinear gradients: there both hold for every kernel of the contract (tests/engine/test_generic_bounds.py). The
+    generic rule follows the declaration's steps, and other backward passes need not: attention's takes Σ dO·O, of saved
+    and rounded O, for Σ P·dP. So their gradients have the sharp rule alone; where there is none, the generic one, which
+    allows for weights recomputed from a saved log-sum-exp or saved weights, and for nothing else.
     """
     formula = operation(name)
     prepared = prepare(formula, arguments, vjp=vjp, causal_alignment=causal_alignment)
@@ -171,8 +171,9 @@ def _conventions(prepared: Prepared, found: Special | None, name: str, value: Ar
 
 
 def _generic_holds(prepared: Prepared, contract: Contract, vjp: bool) -> bool:
-    """Whether the generic rule holds for every kernel of the contract, and not for the declaration's own steps alone. It
-    casts scores where the declaration has them, after the scale; before it they may overflow and underflow earlier."""
+    """Whether the generic rule holds for every kernel of the contract, and not for the declaration's own steps alone.
+    It casts scores where the declaration has them, after the scale; before it they may overflow, or underflow, earlier.
+    """
     return prepared.plan.is_multilinear or not (vjp or contract.score_casts)
 
 

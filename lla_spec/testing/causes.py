@@ -14,11 +14,11 @@ import sympy as sp
 import torch
 from torch import Tensor
 
+from lla_spec.calls import Formula, calls
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.edges import ratios
 from lla_spec.evaluating.knobs import edges_in, float32_without_maximum, steps_in_io, sums_in_io
-from lla_spec.language import Formula, calls
 from lla_spec.symbols import Dim
 from lla_spec.testing.inputs import Arguments, arguments_of, build
 from lla_spec.testing.judge import Judgement, Truth, as_numpy, empty_rows, truth_of

@@ -16,13 +16,14 @@ import sympy as sp
 import torch
 from torch import Tensor as TorchTensor
 
+from lla_spec.calls import Call, Formula, calls
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.compiling import compile_results
 from lla_spec.evaluating.contracts import Contract, contract
 from lla_spec.evaluating.edges import hazards, ratios
 from lla_spec.evaluating.plan import Plan
 from lla_spec.evaluating.rounding import Rounding
-from lla_spec.language import Call, Formula, Law, calls
+from lla_spec.language import Law
 from lla_spec.symbols import Tensor, dependencies, inputs
 from lla_spec.testing.bits import Bits
 from lla_spec.testing.calling import Misbehaved

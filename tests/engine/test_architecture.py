@@ -13,16 +13,17 @@ ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = {
     "symbols": set(),
     "printing": {"symbols"},
-    "language": {"symbols", "printing"},
-    "calculus": {"symbols", "language"},
+    "calls": {"symbols", "printing"},
+    "language": {"symbols", "calls", "printing"},
+    "calculus": {"symbols", "calls", "language"},
     "formulas": {"symbols", "language", "calculus", "printing"},
-    "proving": {"symbols", "language", "calculus", "printing", "formulas"},
-    "evaluating": {"symbols", "language", "calculus", "printing", "formulas"},
-    "testing": {"symbols", "language", "calculus", "printing", "formulas", "evaluating"},
-    "showing": {"symbols", "language", "printing", "formulas", "evaluating", "proving"},
-    "cli": {"symbols", "language", "formulas", "proving", "evaluating", "testing", "showing"},
+    "proving": {"symbols", "calls", "language", "calculus", "printing", "formulas"},
+    "evaluating": {"symbols", "calls", "language", "calculus", "printing", "formulas"},
+    "testing": {"symbols", "calls", "language", "calculus", "printing", "formulas", "evaluating"},
+    "showing": {"symbols", "calls", "language", "printing", "formulas", "evaluating", "proving"},
+    "cli": {"symbols", "calls", "language", "formulas", "proving", "evaluating", "testing", "showing"},
     "__main__": {"cli"},
-    "__init__": {"symbols", "language", "calculus", "formulas", "printing"},
+    "__init__": {"symbols", "calls", "language", "calculus", "formulas", "printing"},
 }
 
 

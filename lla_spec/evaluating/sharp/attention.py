@@ -6,7 +6,8 @@ S = scale·QKᵀ within E, P = softmax(S), O = PV. Write ŵ_j = w_j(1 + ε_j) fo
     Ô - O = Σ_j p_j ε_j (v_j - O) / (1 + Σ_j p_j ε_j),
 
 since Σ p_j (v_j - O) = 0: what all weights share cancels, and equal values come back nearly free of error. Beside it:
-the sum over the keys, γ_m Σ p|v|; the cast of the weights, u_io Σ p|v|; each rescaling of an online kernel rounds the
+the sum over the keys, γ_m Σ p|v|; the cast of the weights, u_io Σ p|v|; the rounding of P and V to tf32, where the
+contract has it; each rescaling of an online kernel rounds the
 numerator and the denominator apart, r_j u; sum and division, (γ_m + 3u)|O|; underflow, η for each weight.
 """
 
@@ -70,18 +71,21 @@ def _finite(arguments: Arguments, name: str) -> Array:
 
 
 def _scores(arguments: Arguments, model: Roundings) -> _Scores:
-    """E: the product's own error; the scale (a rounded number, multiplied in before or after), 3u; casts to io."""
+    """E: the product's own error; the scale (a rounded number, multiplied in before or after), 3u; casts to io. +inf
+    where the accumulator may overflow, before the scale, after it, or times log2(e)."""
     q, k, mask = _finite(arguments, "q"), _finite(arguments, "k"), optional_array(arguments, "mask")
     given = arguments.get("scale")
     scale = 1 / math.sqrt(max(q.shape[-1], 1)) if given is None else float(np.asarray(given))
     promise = model.contract
     with np.errstate(all="ignore"):
-        casts = join(*[promise.io.unit_roundoff] * (promise.scale_casts if promise.io != promise.acc else 0))
+        kt = np.swapaxes(k, -1, -2)
         product, error, magnitude = model.contraction(
-            q, np.swapaxes(k, -1, -2), model.flushed(q), model.flushed(np.swapaxes(k, -1, -2)), extra=casts
+            q, kt, _scaled(q, scale, model), _scaled(kt, scale, model), extra=_scale_casts(promise)
         )
         s, before = scale * product, np.abs(product) + error
         error = abs(scale) * (error + model.few(3) * (magnitude + error)) + 2 * model.eta
+        largest = np.maximum(before, (np.abs(s) + error) * (math.log2(math.e) if promise.kappa >= 2 else 1.0))
+        error = np.where(largest >= promise.acc.overflow_threshold, np.inf, error)
         for _ in range(promise.score_casts):
             error = _cast_at(s, error, before, abs(scale), promise)
     if mask is not None:
@@ -89,6 +93,21 @@ def _scores(arguments: Arguments, model: Roundings) -> _Scores:
         error = np.where(mask != 0, error, 0.0)
     with np.errstate(all="ignore"):
         return _Scores(scale, s, error, weights(s, model, error))
+
+
+def _scale_casts(promise: Contract) -> float:
+    """Relative error of a product of q and k when either was rounded to io after the scale went into it."""
+    return join(*[promise.io.unit_roundoff] * promise.scale_casts) if promise.io != promise.acc else 0.0
+
+
+def _scaled(operand: Array, scale: float, model: Roundings) -> Array | None:
+    """The absolute error of q or k, in its own units: read as zero, and subnormal once the scale is in it. A kernel may
+    multiply by the scale or by its root."""
+    flushed, promise = model.flushed(operand), model.contract
+    if not promise.scale_casts or promise.io == promise.acc or not scale:
+        return flushed
+    underflow = np.where(operand != 0, promise.eta_out / min(abs(scale), 1.0), 0.0)
+    return underflow if flushed is None else np.maximum(underflow, flushed)
 
 
 def _cast_at(value: Array, error: Array, other: Array, ratio: float, promise: Contract) -> Array:
@@ -110,7 +129,7 @@ def _output(scores: _Scores, v: Array, model: Roundings) -> tuple[Array, Array]:
     slack = 1 - relative.sum(-1, keepdims=True)
     grown = w.p * (1 + w.up)
     cast = model.contract.u_out if model.contract.weight_cast else 0.0
-    per_weight = model.gamma(m) + cast + model.few(1) * w.rises
+    per_weight = join(model.gamma(m), model.operands, cast) + model.few(1) * w.rises
     moved = _spread(relative, v, value) + (grown * per_weight) @ size
     quotient = join(model.gamma(m), model.few(3)) + model.few(1) * (grown * w.rises).sum(-1, keepdims=True) / slack
     underflow = model.eta + (model.contract.eta_out if model.contract.weight_cast else 0.0)
@@ -132,7 +151,7 @@ def _hull(scores: _Scores, v: Array, value: Array, cast: float, model: Roundings
         seen = live[..., j : j + 1]
         farthest = np.maximum(farthest, np.where(seen, np.abs(row - value), 0.0))
         largest = np.maximum(largest, np.where(seen, np.abs(row), 0.0))
-    relative = join(model.gamma(m), model.gamma(m), cast, model.few(3), model.few(2 * m))
+    relative = join(model.gamma(m), model.gamma(m), model.operands, cast, model.few(3), model.few(2 * m))
     finite = np.isfinite(scores.error) | ~live
     reach = np.where(live, np.abs(scores.s) + scores.error, 0.0)
     safe = (finite & (reach < model.contract.acc.overflow_threshold)).all(-1, keepdims=True)
@@ -179,9 +198,13 @@ def attention_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float =
         e_p, e_ds = (np.where(may_overflow(scores.w), np.inf, error) for error in (e_p, e_ds))
         # η as well: small weights are subnormal in fp16, where their cast is off by more than u_io.
         e_cast = e_p + np.where(scores.w.live, contract.eta_out if contract.weight_cast else 0.0, 0.0)
-        dv = _gradient(np.swapaxes(p, -1, -2), np.swapaxes(e_cast, -1, -2), g, 1.0, _weight_cast(model), model)
-        dq = _gradient(ds, e_ds, k, scores.scale, 0.0, model)
-        dk = _gradient(np.swapaxes(ds, -1, -2), np.swapaxes(e_ds, -1, -2), q, scores.scale, 0.0, model)
+        scale, dst, e_dst = scores.scale, np.swapaxes(ds, -1, -2), np.swapaxes(e_ds, -1, -2)
+        e_k, e_q = _scaled(k, scale, model), _scaled(q, scale, model)
+        dv = _gradient(
+            np.swapaxes(p, -1, -2), np.swapaxes(e_cast, -1, -2), g, model.flushed(g), 1.0, _weight_cast(model), model
+        )
+        dq = _gradient(ds, e_ds, k, e_k, scale, _scale_casts(contract), model)
+        dk = _gradient(dst, e_dst, q, e_q, scale, _scale_casts(contract), model)
     results = {"q": (q, dq), "k": (k, dk), "v": (v, dv)}
     return {name: _finished(of.shape, found, contract) for name, (of, found) in results.items()}
 
@@ -236,16 +259,24 @@ def _dot_error(a: Array, e_a: Array, b: Array, e_b: Array, model: Roundings) -> 
     return moved + model.gamma(a.shape[-1]) * reach + 2 * a.shape[-1] * model.eta
 
 
-def _gradient(a: Array, e_a: Array, b: Array, scale: float, cast: float, model: Roundings) -> tuple[Array, Array]:
-    """scale · a b, which ends in a gradient: a is computed, b is an argument. Partial sums may be kept in io."""
+def _gradient(
+    a: Array, e_a: Array, b: Array, e_b: Array | None, scale: float, cast: float, model: Roundings
+) -> tuple[Array, Array]:
+    """scale · a b, which ends in a gradient: a is computed, b is an argument. Partial sums may be kept in io, and where
+    q and k hold the scale, the gradient is rounded to io before the scale's other part."""
     length = a.shape[-1]
-    value, error, magnitude = model.contraction(a, b, e_a, model.flushed(b), extra=cast)
+    value, error, magnitude = model.contraction(a, b, e_a, e_b, extra=cast)
     reach = magnitude + error
     if model.contract.grad_partials == "io" and model.contract.io != model.contract.acc:
         blocks = math.ceil(length / _PARTIAL)
         error = error + blocks * (model.contract.u_out * reach + model.contract.eta_out)
     if scale != 1.0:
         error = abs(scale) * (error + model.few(3) * reach) + 2 * model.eta
+        if (
+            cast and model.contract.scale_casts
+        ):  # dq of the scaled q is rounded, then multiplied by the scale, or its root
+            error = error + max(abs(scale), 1.0) * model.contract.eta_out
+            error = error + model.contract.u_out * (np.abs(scale * value) + error)
     return scale * value, error
 
 

@@ -140,7 +140,7 @@ def probability_error(w: Weights, model: Roundings) -> Array:
 def may_overflow(w: Weights) -> Array:
     """(..., 1): a logit of the row may overflow on its way (its error is infinite), and nothing is known of the row:
     inf - inf is NaN for its neighbours as well."""
-    return (w.live & ~np.isfinite(w.x)).any(-1, keepdims=True)
+    return np.asarray((w.live & ~np.isfinite(w.x)).any(-1, keepdims=True))
 
 
 def _quotient(model: Roundings, n: int) -> float:
