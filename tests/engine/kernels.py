@@ -1,134 +1,58 @@
-"""Straightforward torch kernels of each operation, for tests of bounds: accumulation in float32, io in any dtype.
+"""Torch kernels that follow each contract, for tests of bounds; `kernels_of(operation, law, contract)` lists them.
 
-Each takes torch tensors of the io dtype and keyword options of the operation, and returns a result of the io dtype.
-They differ in the freedoms that a contract gives: order of summation, online or two-pass softmax, weights cast or not.
+Each takes torch tensors of the io dtype and keyword options of the operation, and returns results of the io dtype; a
+VJP takes `grad_output` and returns a tuple. They differ in the freedoms that a contract gives: order of summation, exp2
+for exp, one pass or online, where the scale is multiplied in, what a backward pass saves, which casts it makes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tests.engine.attention_kernels import (
+    attention,
+    attention_backward,
+    attention_online,
+    casting,
+    torch_attention,
+    torch_attention_by_steps,
+    whiteboard_attention,
+)
+from tests.engine.plain_kernels import (
+    Kernel,
+    backwards,
+    contiguous,
+    in_io,
+    in_turn,
+    linear_backward,
+    linear_by,
+    linear_tf32,
+    log_softmax_from_saved,
+    log_softmax_of,
+    log_softmax_shifted,
+    logsumexp_by_exp2,
+    logsumexp_by_hand,
+    logsumexp_from_saved,
+    logsumexp_online,
+    matmul_backward,
+    matmul_tf32,
+    pairwise,
+    product_by,
+    softmax_by_exp2,
+    softmax_by_hand,
+    softmax_from_saved,
+    softmax_in_turn,
+    softmax_online,
+    wide,
+)
+
 TORCH = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def wide(*tensors: Tensor) -> list[Tensor]:
-    return [x.to(accumulator(x)) for x in tensors]
-
-
-def in_io(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The kernel that computes in the accumulator's dtype and casts once at the end."""
-
-    def kernel(*tensors: Tensor, **options: Any) -> Tensor:
-        return compute(*wide(*tensors), **options).to(tensors[0].dtype)
-
-    return kernel
-
-
-def softmax_by_hand(x: Tensor) -> Tensor:
-    w = torch.exp(x - x.amax(-1, keepdim=True))
-    return w * (1 / w.sum(-1, keepdim=True))
-
-
-def softmax_by_exp2(x: Tensor) -> Tensor:
-    w = torch.exp2((x - x.amax(-1, keepdim=True)) * math.log2(math.e))
-    return w / w.sum(-1, keepdim=True)
-
-
-def softmax_online(x: Tensor) -> Tensor:
-    """One logit after the other; the running sum is rescaled whenever the maximum rises."""
-    peak = torch.full_like(x[..., 0], -math.inf)
-    total = torch.zeros_like(peak)
-    weights = torch.zeros_like(x)
-    for j in range(x.shape[-1]):
-        new = torch.maximum(peak, x[..., j])
-        factor = torch.exp(peak - new)
-        weights = weights * factor[..., None]
-        weights[..., j] = torch.exp(x[..., j] - new)
-        total = total * factor + weights[..., j]
-        peak = new
-    return weights / total[..., None]
-
-
-def logsumexp_by_hand(x: Tensor) -> Tensor:
-    peak = x.amax(-1, keepdim=True)
-    return (torch.exp(x - peak).sum(-1).log() + peak[..., 0]).to(x.dtype)
-
-
-def log_softmax_shifted(x: Tensor) -> Tensor:
-    d = x - x.amax(-1, keepdim=True)
-    return d - d.exp().sum(-1, keepdim=True).log()
-
-
-def sequential_matmul(a: Tensor, b: Tensor) -> Tensor:
-    out = a[..., :, :1] * b[..., :1, :]
-    for k in range(1, a.shape[-1]):
-        out = out + a[..., :, k : k + 1] * b[..., k : k + 1, :]
-    return out
-
-
-def scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | None, causal: bool) -> Tensor:
-    s = q @ k.transpose(-1, -2) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    if causal:
-        n, m = s.shape[-2:]
-        lower = torch.ones(n, m, dtype=torch.bool).tril(m - n)
-        mask = lower if mask is None else mask & lower
-    return s if mask is None else s.masked_fill(~mask, -math.inf)
-
-
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None = None,
-    scale: float | None = None,
-    is_causal: bool = False,
-    cast: torch.dtype | None = None,
-    late: bool = False,
-) -> Tensor:
-    """Weights first, or (`late`) the division after the product with v; weights cast to `cast`."""
-    s = scores(q, k, mask, scale, is_causal)
-    peak = s.amax(-1, keepdim=True)
-    w = torch.exp(s - torch.where(peak == -math.inf, torch.zeros_like(peak), peak))
-    total = w.sum(-1, keepdim=True)
-    w, total = (w, total) if late else (w / torch.where(total > 0, total, 1), torch.ones_like(total))
-    rounded = w if cast is None else w.to(cast).to(w.dtype)
-    return (rounded @ v) / torch.where(total > 0, total, 1)
-
-
-Kernel = Callable[..., Any]
-FORWARD: Mapping[str, Mapping[str, Kernel]] = {
-    "softmax": {
-        "torch": in_io(lambda x: torch.softmax(x, -1)),
-        "by hand": in_io(softmax_by_hand),
-        "exp2": in_io(softmax_by_exp2),
-        "online": in_io(softmax_online),
-    },
-    "logsumexp": {"torch": in_io(lambda x: torch.logsumexp(x, -1)), "by hand": in_io(logsumexp_by_hand)},
-    "log_softmax": {
-        "torch": in_io(lambda x: torch.log_softmax(x, -1)),
-        "shifted": in_io(log_softmax_shifted),
-        "x - logsumexp": in_io(lambda x: x - torch.logsumexp(x, -1, keepdim=True)),
-    },
-    "matmul": {"torch": in_io(torch.matmul), "sequential": in_io(sequential_matmul)},
-    "linear": {"torch": in_io(torch.nn.functional.linear)},
-    "weighted_average": {"torch": in_io(torch.matmul)},
-    "attention": {
-        "weights first": in_io(attention),
-        "division last": in_io(lambda *t, **o: attention(*t, late=True, **o)),
-        "cast weights": lambda q, k, v, **o: attention(*wide(q, k, v), cast=q.dtype, **o).to(q.dtype),
-        "cast, division last": lambda q, k, v, **o: attention(*wide(q, k, v), cast=q.dtype, late=True, **o).to(q.dtype),
-    },
-}
 
 
 def autograd(kernel: Kernel) -> Kernel:
@@ -141,6 +65,143 @@ def autograd(kernel: Kernel) -> Kernel:
         return tuple(g.to(x.dtype) for g, x in zip(found, tensors, strict=True))
 
     return backward
+
+
+def autograd_in_io(kernel: Kernel) -> Kernel:
+    """Autograd through a kernel whose steps are all in the io dtype."""
+
+    def backward(*tensors: Tensor, grad_output: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        leaves = [x.detach().clone().requires_grad_() for x in tensors]
+        return torch.autograd.grad(kernel(*leaves, **options), leaves, grad_output)
+
+    return backward
+
+
+FORWARD: Mapping[str, Mapping[str, Kernel]] = {
+    "softmax": {
+        "torch": in_io(lambda x: torch.softmax(x, -1)),
+        "torch in io": lambda x: torch.softmax(x, -1),
+        "by hand": in_io(softmax_by_hand),
+        "exp2": in_io(softmax_by_exp2),
+        "online": in_io(softmax_online),
+        "online by 16": in_io(partial(softmax_online, block=16)),
+        "sum in turn": in_io(softmax_in_turn),
+    },
+    "logsumexp": {
+        "torch": in_io(lambda x: torch.logsumexp(x, -1)),
+        "by hand": in_io(logsumexp_by_hand),
+        "exp2": in_io(logsumexp_by_exp2),
+        "online": in_io(logsumexp_online),
+    },
+    "log_softmax": {
+        "torch": in_io(lambda x: torch.log_softmax(x, -1)),
+        "shifted": in_io(log_softmax_shifted),
+        "x - logsumexp": in_io(log_softmax_of(logsumexp_by_hand)),
+        "x - online logsumexp": in_io(log_softmax_of(logsumexp_online)),
+    },
+    "matmul": {
+        "torch": in_io(torch.matmul),
+        "torch in io": contiguous(torch.matmul),
+        "in turn": in_io(product_by(in_turn)),
+        "backwards": in_io(product_by(backwards)),
+        "pairwise": in_io(product_by(pairwise)),
+    },
+    "linear": {
+        "torch": in_io(torch.nn.functional.linear),
+        "torch in io": contiguous(torch.nn.functional.linear),
+        "bias first": in_io(linear_by(in_turn)),
+        "bias last": in_io(linear_by(backwards)),
+        "pairwise": in_io(linear_by(pairwise)),
+    },
+    "weighted_average": {
+        "torch": in_io(torch.matmul),
+        "torch in io": contiguous(torch.matmul),
+        "in turn": in_io(product_by(in_turn)),
+        "pairwise": in_io(product_by(pairwise)),
+    },
+    "attention": {
+        "weights first": in_io(attention),
+        "division last": in_io(partial(attention, late=True)),
+        "scale in q, base 2": in_io(partial(attention, fold="q", base2=True, late=True)),
+        "scale in k": in_io(partial(attention, fold="k")),
+        "online": in_io(partial(attention_online, block=1)),
+        "online by 16": in_io(partial(attention_online, block=16)),
+        "cast weights": casting(attention),
+        "cast, division last": casting(attention, late=True),
+        "cast, online by 4": casting(attention_online, block=4),
+        "cast, online by 32": casting(attention_online, block=32),
+        "cast by torch": torch_attention,
+    },
+}
+"""Every name with "cast" in it promises `fused`; the others `strict`."""
+
+BACKWARD: Mapping[str, Mapping[str, Kernel]] = {
+    "softmax": {"saved": softmax_from_saved},
+    "log_softmax": {"saved": log_softmax_from_saved},
+    "logsumexp": {"saved": logsumexp_from_saved},
+    "matmul": {"in turn": matmul_backward(product_by(in_turn))},
+    "weighted_average": {"in turn": matmul_backward(product_by(in_turn))},
+    "linear": {"in turn": linear_backward(in_turn), "pairwise": linear_backward(pairwise)},
+    "attention": {
+        "from log-sum-exp": attention_backward,
+        "from log-sum-exp, D of weights": partial(attention_backward, from_output=False),
+    },
+}
+
+CONTRACTS: Mapping[str, Any] = {
+    "strict": "strict",
+    "fused": "fused",
+    "whiteboard": "whiteboard",
+    "scaled q and k": {"base": "whiteboard", "scale_casts": 2},
+    "tf32": {"base": "strict", "tf32": True},
+}
+"""The contracts that are tried, by the name of their row."""
+
+LOOSE: Mapping[str, Mapping[str, Mapping[str, Kernel]]] = {
+    "whiteboard": {"attention": {"whiteboard": whiteboard_attention}},
+    "scaled q and k": {
+        "attention": {
+            "scale in q": partial(whiteboard_attention, fold="q"),
+            "its root in both": partial(whiteboard_attention, fold="both"),
+            "torch by steps": torch_attention_by_steps,
+        }
+    },
+    "tf32": {
+        "matmul": {"tf32": matmul_tf32},
+        "weighted_average": {"tf32": matmul_tf32},
+        "linear": {"tf32": linear_tf32},
+        "attention": {"tf32": partial(whiteboard_attention, product=matmul_tf32)},
+    },
+}
+"""Kernels whose every step rounds to io, by contract and operation."""
+
+SLOW = ("online", "in turn", "backwards", "pairwise", "bias first", "bias last", "sum in turn", "x - online logsumexp")
+"""Loops over single terms in Python: for reductions of some hundreds, no more."""
+
+
+def kernels_of(operation: str, law: str, promise: str) -> dict[str, Kernel]:
+    """The kernels that promise one of CONTRACTS, by name; `law` is "definition" or "vjp"."""
+    if law == "definition":
+        return _forward(operation, promise)
+    if promise == "fused" and operation != "attention":
+        return {}
+    if promise == "fused":
+        return {
+            "flash by 32": partial(attention_backward, casts=True, block=32),
+            "flash by 64": partial(attention_backward, casts=True, block=64),
+            "casts alone": partial(attention_backward, casts=True, from_output=False),
+            "torch": autograd_in_io(torch_attention),
+        }
+    if promise != "strict":
+        return {name: autograd_in_io(kernel) for name, kernel in _forward(operation, promise).items()}
+    kept = {name: kernel for name, kernel in _forward(operation, promise).items() if name != "torch in io"}
+    return {**{name: autograd(kernel) for name, kernel in kept.items()}, **BACKWARD.get(operation, {})}
+
+
+def _forward(operation: str, promise: str) -> dict[str, Kernel]:
+    if promise in ("strict", "fused"):
+        return {name: f for name, f in FORWARD[operation].items() if ("cast" in name) == (promise == "fused")}
+    return dict(LOOSE[promise].get(operation, {}))
 
 
 SCALES = (1.0, 1.0, 1e-3, 30.0)

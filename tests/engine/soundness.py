@@ -2,16 +2,15 @@
 
     python -m tests.engine.soundness --cases 320 --write docs/bounds.md
 
-A row is operation × forward or VJP × dtype × contract. fp64 is judged by balls. A violation is a defect of a kernel
-here or an error of a derivation: find out which.
+A row is operation × forward or VJP × dtype × contract. fp64 is judged by balls (ball_truth.py), which also check the
+exact and the float64 oracle. A violation is a defect of a kernel here or an error of a derivation: find out which.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,122 +20,38 @@ import torch
 from torch import Tensor
 
 import lla_spec.formulas  # noqa: F401  (declares the operations)
-from lla_spec.evaluating.contracts import contract
+from lla_spec.evaluating.bounded import Bounded
+from lla_spec.evaluating.contracts import Contract, contract
 from lla_spec.evaluating.edges import hazards
+from lla_spec.evaluating.operations import generic_bound, oracle, sharp_bound
 from lla_spec.language import Formula, registry
 from lla_spec.testing.cases import DTYPES, Case
-from lla_spec.testing.covering import features
+from lla_spec.testing.covering import LARGEST, SMALLEST, features
 from lla_spec.testing.inputs import build
-from lla_spec.testing.judge import truth_of, worst_entry
+from lla_spec.testing.judge import as_numpy, truth_of, worst_entry
 from lla_spec.testing.runner import draw
 from lla_spec.testing.strategies import cases
 from lla_spec.testing.threads import one_blas_thread
-from tests.engine import kernels
-from tests.targets import right
+from tests.engine import ball_truth
+from tests.engine.kernels import CONTRACTS, MULTILINEAR, SLOW, Kernel, kernels_of
 
 LONG = {"fp64": 200, "fp32": 4099, "bf16": 4099, "fp16": 700}
+"""A long reduction: balls are slow, and so are torch's products of fp16 on a CPU."""
+
+HARD = ("dominant", "above", "step", "below", "tiny", "zeros")
 MARKS = ("<!-- table -->", "<!-- /table -->")
-Kernel = Callable[..., Any]
-
-
-def _whiteboard(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, is_causal=False, scale=None) -> Tensor:
-    """As on a whiteboard, every product and the softmax rounded to io."""
-    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    visible = right.visible_keys(q, k, mask, is_causal)
-    hidden = ~visible.any(-1, keepdim=True)
-    scores = ((q @ k.mT) * factor).masked_fill(~visible & ~hidden, -math.inf)
-    weights = torch.softmax(scores, -1).masked_fill(hidden, 0)
-    return weights @ v
-
-
-def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, is_causal=False, scale=None) -> Tensor:
-    """torch's scaled_dot_product_attention, with the causal triangle and the empty rows made by hand."""
-    visible = right.visible_keys(q, k, mask, is_causal)
-    hidden = ~visible.any(-1, keepdim=True)
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible | hidden, scale=scale)
-    return out.masked_fill(hidden, 0)
-
-
-def _flash_vjp(q, k, v, mask=None, *, grad_output, is_causal=False, scale=None, block=32) -> tuple[Tensor, ...]:
-    """Dao et al. 2022, algorithm 4: weights from a saved log-sum-exp, D from the rounded output, partials in io."""
-    io, factor = q.dtype, 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    qf, kf, vf, g = kernels.wide(q, k, v, grad_output)
-    s = kernels.scores(qf, kf, mask, scale, is_causal)
-    log_sum = torch.logsumexp(s, -1, keepdim=True)
-    empty = log_sum == -math.inf
-    p = torch.exp(s - log_sum.masked_fill(empty, 0)).masked_fill(empty, 0)
-    out = (p.to(io).to(p.dtype) @ vf).to(io)
-    g = g.masked_fill(empty, 0)
-    d = (g * out.to(g.dtype)).sum(-1, keepdim=True)
-    ds = (p * (g @ vf.mT - d)).to(io).to(p.dtype)
-    p = p.to(io).to(p.dtype)
-
-    def by_blocks(a: Tensor, b: Tensor) -> Tensor:
-        total = torch.zeros(*a.shape[:-1], b.shape[-1], dtype=io)
-        for start in range(0, a.shape[-1], block):
-            part = slice(start, start + block)
-            total = (total.to(a.dtype) + a[..., part] @ b[..., part, :]).to(io)
-        return total.to(a.dtype)
-
-    return (factor * by_blocks(ds, kf)).to(io), (factor * by_blocks(ds.mT, qf)).to(io), by_blocks(p.mT, g).to(io)
-
-
-def _softmax_saved(x: Tensor, *, grad_output: Tensor) -> tuple[Tensor]:
-    p, g = kernels.wide(torch.softmax(x.to(kernels.accumulator(x)), -1).to(x.dtype), grad_output)
-    return ((p * (g - (p * g).sum(-1, keepdim=True))).to(x.dtype),)
-
-
-def _log_softmax_saved(x: Tensor, *, grad_output: Tensor) -> tuple[Tensor]:
-    y, g = kernels.wide(torch.log_softmax(x.to(kernels.accumulator(x)), -1).to(x.dtype), grad_output)
-    return ((g - y.exp() * g.sum(-1, keepdim=True)).to(x.dtype),)
-
-
-def _logsumexp_saved(x: Tensor, *, grad_output: Tensor) -> tuple[Tensor]:
-    wide = x.to(kernels.accumulator(x))
-    saved = torch.logsumexp(wide, -1).to(x.dtype).to(wide.dtype)
-    return (((wide - saved[..., None]).exp() * grad_output.to(wide.dtype)[..., None]).to(x.dtype),)
-
-
-STRICT_ATTENTION: Mapping[str, Kernel] = {
-    "weights first": kernels.FORWARD["attention"]["weights first"],
-    "division last": kernels.FORWARD["attention"]["division last"],
-    "online": right.online.attention,
-    "float64 inside": right.in_float64.attention,
-}
-SAVED = {"softmax": _softmax_saved, "log_softmax": _log_softmax_saved, "logsumexp": _logsumexp_saved}
-
-
-def forward_kernels(operation: str, promise: str) -> dict[str, Kernel]:
-    if operation != "attention":
-        return dict(kernels.FORWARD[operation])
-    if promise == "strict":
-        return dict(STRICT_ATTENTION)
-    fused = {name: kernels.FORWARD["attention"][name] for name in ("cast weights", "cast, division last")}
-    return {**fused, "torch": _fused} if promise == "fused" else {"whiteboard": _whiteboard}
-
-
-def vjp_kernels(operation: str, promise: str) -> dict[str, Kernel]:
-    if promise == "strict":
-        found = {name: kernels.autograd(kernel) for name, kernel in forward_kernels(operation, promise).items()}
-        return {**found, "saved": SAVED[operation]} if operation in SAVED else found
-    if promise == "fused":
-        return {"flash": _flash_vjp, "torch": _in_io_autograd(_fused)}
-    return {"whiteboard": _in_io_autograd(_whiteboard)}
-
-
-def _in_io_autograd(kernel: Kernel) -> Kernel:
-    """Autograd through a kernel whose steps are all in the io dtype."""
-
-    def backward(*tensors: Tensor, grad_output: Tensor, **options: Any) -> tuple[Tensor, ...]:
-        leaves = [x.detach().clone().requires_grad_() for x in tensors]
-        return torch.autograd.grad(kernel(*leaves, **options), leaves, grad_output)
-
-    return backward
+HEAD = (
+    "| operation | law | dtype | contract | cases | violations | worst error/bound | its median "
+    "| bound in u·\\|value\\| | sharp/generic |",
+    "|---|---|---|---|---:|---:|---:|---:|---:|---:|",
+)
+Truth = Mapping[str, Bounded]
 
 
 @dataclass
 class Row:
-    """What one row showed: per case the worst error / bound, and the median bound in units of u·|value|."""
+    """What one row showed: for each case the worst error / bound, the median bound in units of u·|value|, and the
+    median of the sharp rule's bound over the generic rule's (of every fourth case, where both hold)."""
 
     operation: str
     law: str
@@ -144,69 +59,129 @@ class Row:
     promise: str
     worst: list[float] = field(default_factory=list)
     units: list[float] = field(default_factory=list)
+    gain: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     hazards: int = 0
 
     def line(self) -> str:
-        told = (f"{len(self.worst)}", f"{len(self.violations)}", f"{max(self.worst, default=0):.3f}")
-        units = statistics.median(self.units) if self.units else float("nan")
-        middle = statistics.median(self.worst) if self.worst else float("nan")
-        row = (self.operation, self.law, self.dtype, self.promise, *told, f"{middle:.3f}", f"{units:.3g}")
-        return f"| {' | '.join(row)} |"
+        counts = (f"{len(self.worst)}", f"{len(self.violations)}", f"{max(self.worst, default=0):.3f}")
+        medians = (_median(self.worst, ".3f"), _median(self.units, ".3g"), _median(self.gain, ".2g"))
+        return f"| {' | '.join((self.operation, self.law, self.dtype, self.promise, *counts, *medians))} |"
+
+
+def _median(values: list[float], form: str) -> str:
+    return format(statistics.median(values), form) if values else "–"
 
 
 def rows() -> Iterator[tuple[Formula, str, str, str]]:
+    """(formula, law, dtype, contract): strict, and the others where there are kernels that need them."""
     for formula in registry.operations():
         for law in ("definition", "vjp"):
             for dtype in DTYPES:
-                several = formula.name == "attention" and dtype in ("bf16", "fp16")
-                for promise in ("strict", "fused", "whiteboard") if several else ("strict",):
-                    yield formula, law, dtype, promise
+                for promise in CONTRACTS:
+                    dtypes = {"strict": DTYPES, "tf32": ("fp32",)}.get(promise, ("bf16", "fp16"))
+                    if dtype in dtypes and kernels_of(formula.name, law, promise):
+                        yield formula, law, dtype, promise
 
 
 def random_cases(formula: Formula, law: str, dtype: str, count: int, seed: int) -> Iterator[Case]:
-    """Cases of the suite's own strategy; every tenth with one long reduction."""
-    summed = features(formula).summed
-    for number, case in enumerate(draw(cases(formula, law, dtype), count, seed, f"{formula.name} {law} {dtype}")):
+    """Cases of the suite's own strategy. Of every ten, one has a long reduction, one values of a hard family, one
+    values near over- or underflow, and one (of an operation on logits) entries of -inf."""
+    f = features(formula)
+    summed = f.summed if law == "definition" else f.dims
+    drawn = draw(cases(formula, law, dtype), count, seed, f"{formula.name} {law} {dtype}")
+    for number, case in enumerate(drawn):
+        turn = number // 10
         if number % 10 == 9:
             rest = {name: min(size, 7) for name, size in case.sizes}
-            rest[summed[number // 10 % len(summed)]] = LONG[dtype]
-            case = replace(case.with_sizes(rest), batch=(2,), mask="none" if case.mask == "one_key" else case.mask)
+            batch: tuple[int, ...] = (2,)
+            if law == "vjp" and formula.rows is not None and turn % 2:
+                batch = (LONG[dtype],)
+            else:
+                rest[summed[turn % len(summed)]] = LONG[dtype]
+            case = replace(case.with_sizes(rest), batch=batch, mask="none" if case.mask == "one_key" else case.mask)
+        elif number % 10 == 6:
+            case = replace(case, family=f"{HARD[turn % len(HARD)]}+{case.family}")
+        elif number % 10 == 3:
+            case = replace(case, exponent=(LARGEST, SMALLEST)[turn % 2][dtype])
+        elif number % 10 == 1 and f.exponential and f.arguments == 1:
+            case = replace(case, special="minus_inf")
         yield case
 
 
 def judged(formula: Formula, law: str, dtype: str, promise: str, count: int, seed: int = 0) -> Row:
     """One row: the kernels of its contract take turns."""
-    row, declared = Row(formula.name, law, dtype, promise), contract(promise, dtype)
-    found = (vjp_kernels if law == "vjp" else forward_kernels)(formula.name, promise)
+    row, declared = Row(formula.name, law, dtype, promise), contract(CONTRACTS[promise], dtype)
     for number, case in enumerate(random_cases(formula, law, dtype, count, seed)):
-        name, kernel = list(found.items())[number % len(found)]
-        if name in ("online", "sequential") and max(size for _, size in case.sizes) > 600:
-            name, kernel = next(iter(found.items()))  # a loop over thousands of entries tells no more
+        name, kernel = _in_turn(kernels_of(formula.name, law, promise), case, number)
         arguments = build(formula, case).arguments
         truth = truth_of(formula, arguments, declared, vjp=law == "vjp")
-        outputs = outputs_of(kernel, arguments, truth)
-        worst = worst_entry(outputs, truth, declared)
+        if dtype == "fp64":
+            row.violations += [f"{what}: {case}" for what in _second_opinion(formula, law, arguments, truth)]
+        worst = worst_entry(outputs_of(kernel, arguments, truth), truth, declared)
         if worst is None:
             continue
         row.worst.append(worst.ratio)
         row.hazards += any(bool(hazards(b).any()) for b in truth.values())
         units = np.concatenate([b.in_units_of(declared.io.unit_roundoff).ravel() for b in truth.values()])
-        if np.isfinite(units).any():
-            row.units.append(float(np.median(units[np.isfinite(units)])))
+        row.units += _middle(units)
+        if number % 4 == 0 and (law == "definition" or formula.name in MULTILINEAR):
+            row.gain += _middle(_sharp_over_generic(formula, law, arguments, declared))
         if not (worst.ratio <= 1):
             row.violations.append(f"{name}: {case}: {worst}")
     return row
 
 
-def outputs_of(kernel: Kernel, arguments: Mapping[str, Any], truth: Mapping[str, Any]) -> dict[str, Tensor]:
-    floating = {k: v for k, v in arguments.items() if isinstance(v, Tensor) and v.dtype != torch.bool}
-    tensors = {k: v for k, v in floating.items() if k != "grad_output"}
+def _in_turn(kernels: Mapping[str, Kernel], case: Case, number: int) -> tuple[str, Kernel]:
+    """Cases with a long reduction have a turn of their own, and none for loops in Python."""
+    longest = max([*(size for _, size in case.sizes), *case.batch])
+    if longest <= 130:
+        return list(kernels.items())[number % len(kernels)]
+    quick = [item for item in kernels.items() if item[0] not in SLOW]
+    return quick[number // 10 % len(quick)]
+
+
+def _middle(values: np.ndarray) -> list[float]:
+    finite = values[np.isfinite(values)]
+    return [float(np.median(finite))] if finite.size else []
+
+
+def _sharp_over_generic(formula: Formula, law: str, arguments: Mapping[str, Any], declared: Contract) -> np.ndarray:
+    given = {name: as_numpy(value) for name, value in arguments.items()}
+    sharp, generic = (rule(formula.name, given, declared, vjp=law == "vjp") for rule in (sharp_bound, generic_bound))
+    if sharp is None:
+        return np.array([])
+    if law == "definition":
+        sharp, generic = {"": sharp}, {"": generic}
+    with np.errstate(all="ignore"):
+        return np.concatenate([(sharp[key].error / generic[key].error).ravel() for key in generic])
+
+
+def _second_opinion(formula: Formula, law: str, arguments: Mapping[str, Any], truth: Truth) -> Iterator[str]:
+    """Where the balls of ball_truth.py contradict the exact oracle, or the float64 one by more than the bound."""
+    given, vjp = {name: as_numpy(value) for name, value in arguments.items()}, law == "vjp"
+    plain = oracle(formula.name, given, vjp=vjp)
+    for key, (value, radius) in ball_truth.truth(formula.name, given, vjp=vjp).items():
+        exact, error = truth[key].value, truth[key].error
+        computed = plain[key] if vjp else plain
+        with np.errstate(all="ignore"):
+            # 2·radius: one unit in the last place where the exact number lies half way, and nothing elsewhere.
+            agrees = (exact == value) | (np.abs(exact - value) <= 2 * radius)
+            inside = (computed == value) | (np.abs(computed - value) <= error + radius)
+        if not (agrees | np.isnan(exact)).all():
+            yield f"the exact oracle of {key or 'the result'} is not correctly rounded"
+        if not (inside | np.isinf(error) | np.isnan(exact)).all():
+            yield f"the float64 oracle of {key or 'the result'} is beyond the bound of fp64"
+
+
+def outputs_of(kernel: Kernel, arguments: Mapping[str, Any], truth: Truth) -> dict[str, Tensor]:
+    """What the kernel computes, by output."""
     options = {k: v for k, v in arguments.items() if k in ("mask", "scale", "is_causal") and v is not None}
-    if "grad_output" in arguments:
-        found = kernel(*tensors.values(), grad_output=arguments["grad_output"], **options)
-        return {key: value for key, value in zip(tensors, found, strict=True) if key in truth}
-    return {"": kernel(*tensors.values(), **options)}
+    tensors = {k: v for k, v in arguments.items() if isinstance(v, Tensor) and k not in ("mask", "grad_output")}
+    if "grad_output" not in arguments:
+        return {"": kernel(*tensors.values(), **options)}
+    found = kernel(*tensors.values(), grad_output=arguments["grad_output"], **options)
+    return {key: value for key, value in zip(tensors, found, strict=True) if key in truth}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -217,23 +192,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, help="put the table between the marks of this file")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    lines, failed, total = [], [], 0
+    found: list[Row] = []
     with one_blas_thread():
         for formula, law, dtype, promise in rows():
-            if options.op and formula.name not in options.op:
-                continue
-            row = judged(formula, law, dtype, promise, options.cases, options.seed)
-            lines.append(row.line())
-            failed += row.violations
-            total += len(row.worst)
-            print(row.line(), flush=True)
-    print(f"{total:,} cases, {len(failed)} violations", *failed[:20], sep="\n")
+            if not options.op or formula.name in options.op:
+                found.append(judged(formula, law, dtype, promise, options.cases, options.seed))
+                print(found[-1].line(), flush=True)
+    failed = [line for row in found for line in row.violations]
+    total = f"{sum(len(row.worst) for row in found):,} cases, {len(failed)} violations"
+    total += f"; in {sum(row.hazards for row in found):,} some entry may overflow on the way and is not judged."
+    print(total, *failed[:20], sep="\n")
     if options.write:
-        head = (
-            "| operation | law | dtype | contract | cases | violations | worst | median | bound in u·\\|value\\| |",
-            "|---|---|---|---|---:|---:|---:|---:|---:|",
-        )
-        table = "\n".join([f"{total:,} cases, {len(failed)} violations.", "", *head, *lines])
+        table = "\n".join([total, "", *HEAD, *(row.line() for row in found)])
         before, rest = options.write.read_text(encoding="utf-8").split(MARKS[0])
         options.write.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
     return int(bool(failed))

@@ -2,19 +2,24 @@
 
 import statistics
 
+import numpy as np
 import pytest
 import torch
 
 from lla_spec.evaluating.contracts import contract
+from lla_spec.evaluating.operations import oracle
 from lla_spec.language import registry
 from lla_spec.testing.cases import Case
 from lla_spec.testing.covering import features
 from lla_spec.testing.inputs import build
 from lla_spec.testing.judge import truth_of, worst_entry
 from lla_spec.testing.threads import one_blas_thread
-from tests.engine.soundness import forward_kernels, judged, outputs_of, rows
+from tests.engine import ball_truth, soundness
+from tests.engine.kernels import kernels_of
+from tests.engine.soundness import MARKS, judged, outputs_of, rows
 
 ROWS = list(rows())
+OPERATIONS = registry.operations()
 
 
 @pytest.fixture(autouse=True)
@@ -28,24 +33,77 @@ def one_thread():
 
 @pytest.mark.parametrize(("formula", "law", "dtype", "promise"), ROWS, ids=lambda v: getattr(v, "name", str(v)))
 def test_the_real_error_stays_within_the_bound(formula, law, dtype, promise):
-    row = judged(formula, law, dtype, promise, 30, seed=1)
-    assert row.violations == [] and len(row.worst) >= 20
+    count = 10 if dtype == "fp64" else 20  # balls are slow
+    row = judged(formula, law, dtype, promise, count, seed=1)
+    assert row.violations == [] and len(row.worst) == count
 
 
-@pytest.mark.parametrize("formula", registry.operations(), ids=lambda f: f.name)
+@pytest.mark.parametrize("formula", OPERATIONS, ids=lambda f: f.name)
 def test_the_bound_has_an_edge_in_bf16(formula):
-    """Normal data, at least 64 outputs, reductions up to 1024, strict: half of the cases reach 0.3 of the bound."""
+    """Normal data, 64 outputs or more, reductions up to 1024, strict: in half of the cases the worst error is above 0.3
+    of its bound, so a kernel that is wrong by four times as much is seen."""
     f, declared = features(formula), contract("strict", "bf16")
-    found = list(forward_kernels(formula.name, "strict").values())
+    kernels = kernels_of(formula.name, "definition", "strict")
+    quick = [kernel for name, kernel in kernels.items() if name not in soundness.SLOW]
     worst = []
     for number in range(24):
-        sizes = {name: (16, 100, 1024)[number % 3] if name in f.summed else 16 for name in f.dims}
+        length = (16, 100, 1024)[number % 3]
+        longest = f.summed[number // 3 % len(f.summed)]
+        sizes = {name: length if name == longest else 16 for name in f.dims}
         batch = (64,) if formula.rows else (2,)
         case = Case(formula.name, "definition", "bf16", sizes=tuple(sizes.items()), batch=batch, seed=number)
         arguments = build(formula, case).arguments
         truth = truth_of(formula, arguments, declared, vjp=False)
-        kernel = found[0] if number % 3 == 2 else found[number % len(found)]
-        entry = worst_entry(outputs_of(kernel, arguments, truth), truth, declared)
-        assert entry is not None
+        chosen = quick if length == 1024 else list(kernels.values())
+        entry = worst_entry(outputs_of(chosen[number // 3 % len(chosen)], arguments, truth), truth, declared)
+        assert entry is not None and truth[""].value.size >= 64
         worst.append(entry.ratio)
     assert statistics.median(worst) >= 0.3 and max(worst) <= 1
+
+
+def test_every_operation_has_kernels_and_a_second_opinion():
+    for formula, law, _, promise in ROWS:
+        assert len(kernels_of(formula.name, law, promise)) >= (2 if promise in ("strict", "fused") else 1)
+    assert set(ball_truth.FORWARD) == set(ball_truth.GRADIENTS) == {formula.name for formula in OPERATIONS}
+
+
+def test_a_kernel_that_breaks_its_promise_is_a_violation(monkeypatch):
+    """The table can say no: weights rounded to bf16 under a strict contract."""
+    casting = kernels_of("attention", "definition", "fused")
+    monkeypatch.setattr(soundness, "kernels_of", lambda *_: casting)
+    row = judged(registry.formulas["attention"], "definition", "bf16", "strict", 30, seed=2)
+    assert len(row.violations) >= 10 and max(row.worst) > 1.5
+
+
+@pytest.mark.parametrize("vjp", [False, True])
+def test_an_oracle_that_is_off_by_one_unit_in_the_last_place_is_a_violation(monkeypatch, vjp):
+    law = "vjp" if vjp else "definition"
+
+    def off(formula, arguments, declared, *, vjp):
+        truth = truth_of(formula, arguments, declared, vjp=vjp)
+        return {key: b.around(np.nextafter(b.value, np.inf)) for key, b in truth.items()}
+
+    monkeypatch.setattr(soundness, "truth_of", off)
+    row = judged(registry.formulas["softmax"], law, "fp64", "strict", 10, seed=2)
+    assert any("is not correctly rounded" in line for line in row.violations)
+
+
+def test_a_float64_oracle_that_is_wrong_is_a_violation(monkeypatch):
+    def wrong(name, arguments, *, vjp):
+        return oracle(name, arguments, vjp=vjp) * (1 + 1e-9)
+
+    monkeypatch.setattr(soundness, "oracle", wrong)
+    row = judged(registry.formulas["softmax"], "definition", "fp64", "strict", 10, seed=2)
+    assert any("beyond the bound of fp64" in line for line in row.violations)
+
+
+def test_the_table_is_written_between_its_marks(tmp_path, capsys):
+    page = tmp_path / "bounds.md"
+    page.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    assert soundness.main(["--cases", "3", "--op", "matmul", "--write", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    lines = [line for line in rows() if line[0].name == "matmul"]
+    assert text.count("| matmul |") == len(lines) >= 8
+    told = f"{3 * len(lines)} cases, 0 violations"
+    assert told in text and told in capsys.readouterr().out
