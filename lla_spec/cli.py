@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -118,10 +119,17 @@ def _verify(session: Any, target: str, json_: Path | None) -> int:
     results: list[Result] = []
     title = f"{session.target.name} {session.target.version}".strip()
     interrupted = False
-    rows = list(session.rows())
-    if not rows:
-        _stop(f"target {session.target.name}: nothing to check with these options")
+    rows: list[Any] = []
+
+    def interrupt(*_: Any) -> None:
+        session.interrupted = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
+        rows += session.rows()
+        if not rows:
+            _stop(f"target {session.target.name}: nothing to check with these options")
         with _progress() as bar:
             task = bar.add_task(title, total=len(rows))
             for row in rows:
@@ -130,7 +138,11 @@ def _verify(session: Any, target: str, json_: Path | None) -> int:
                 bar.advance(task)
     except KeyboardInterrupt:
         interrupted = True
+    finally:
+        signal.signal(signal.SIGINT, before)
     out.print(accuracy_table(results, f"target {title}   {devices_line()}"))
+    if json_ is not None:  # now, and again with the causes: finding these may be interrupted too
+        write_json(json_, title, results)
     if not interrupted:
         for text in texts(session, results, target):
             out.print(f"\n{text}", markup=False, highlight=False)

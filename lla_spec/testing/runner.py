@@ -44,6 +44,7 @@ class Session:
 
     def __init__(self, target: Target, options: Options = Options()) -> None:
         self.target, self.options = target, options
+        self.interrupted = False  # set by a signal's handler: an exception alone may be swallowed by code under test
         self._probed: dict[tuple[str, str, str, str], str] = {}
         for operation in options.ops:
             operation_formula(operation)
@@ -126,6 +127,8 @@ class Session:
         judging = self.judging(row, contract)
         unimplemented = False
         for name, case in self.cases(row):
+            if self.interrupted:
+                raise KeyboardInterrupt
             found = judging(case)
             self.count(result, name, found)
             unimplemented |= found.unimplemented
