@@ -12,7 +12,7 @@ import sympy as sp
 from sympy.concrete.expr_with_limits import ExprWithLimits
 
 from lla_spec.language import Formula, registry
-from lla_spec.symbols import DeclarationError, Dim, Index, Maximum, Role, Tensor, body_at, dependencies, is_input
+from lla_spec.symbols import DeclarationError, Dim, Index, Maximum, Role, Tensor, body_at, is_input
 
 
 def vjp(output: Tensor, wrt: Tensor, cotangent: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class _Reverse:
         return _total(self.wrt, found[self.wrt])
 
     def _children(self, tensor: Tensor) -> list[Tensor]:
-        return tensor.call.tensors() if tensor.call is not None else dependencies(tensor)
+        return tensor.call.tensors() if tensor.call is not None else list(tensor.dependencies)
 
     def _depends(self, tensor: Tensor) -> bool:
         if tensor not in self.reaches:
@@ -103,7 +103,7 @@ class _Reverse:
             return parts
         if is_input(tensor) or tensor.body is None:
             raise DeclarationError(f"vjp: no derivative goes through {tensor.name}, a concatenation")
-        return [(child, _local(tensor, child, bar)) for child in dependencies(tensor) if self._depends(child)]
+        return [(child, _local(tensor, child, bar)) for child in tensor.dependencies if self._depends(child)]
 
 
 def _through_call(tensor: Tensor, parameter: str, argument: Tensor, bar: Tensor) -> Tensor:

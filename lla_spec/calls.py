@@ -21,7 +21,6 @@ from lla_spec.symbols import (
     definitions,
     expand,
     keep,
-    tensors_in,
     transform,
 )
 
@@ -184,7 +183,7 @@ class _Application:
 
     def _instance(self, template: Tensor) -> Tensor:
         batch: dict[Index, None] = {}
-        for other in (*tensors_in(template.body or sp.S.Zero), *(template.call.tensors() if template.call else ())):
+        for other in (*template.dependencies, *(template.call.tensors() if template.call else ())):
             batch.update(dict.fromkeys(self._batch(other)))
         self.batch_of[template.label] = tuple(batch)
         axes = [self.indices.setdefault(a, a.fresh(self.dims.get(a.dim, a.dim))) for a in template.axes]
@@ -219,6 +218,5 @@ def calls(tensor: Tensor) -> Iterator[Call]:
         for argument in tensor.call.tensors():
             yield from calls(argument)
         return
-    for expr in (tensor.body, *tensor.blocks):
-        for other in [] if expr is None else tensors_in(expr):
-            yield from calls(other)
+    for other in tensor.dependencies:
+        yield from calls(other)

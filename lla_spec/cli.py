@@ -80,9 +80,14 @@ def verify(
     examples: Annotated[int, typer.Option(min=0, help="random cases per row, after its covering list")] = 20,
     seed: Annotated[int, typer.Option(help="seed of the random cases")] = 0,
     as_: Annotated[str | None, typer.Option("--as", help="the operation that file.py:function stands for")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="processes; 0: one per core, up to 4")] = 0,
     json_: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
 ) -> None:
     """Check a target against every law, in every dtype that it supports."""
+    from lla_spec.testing.workers import Job, warm_up
+
+    if jobs != 1:
+        warm_up()
     from lla_spec.testing.runner import Options, Session
     from lla_spec.testing.targets import load
 
@@ -100,8 +105,8 @@ def verify(
             seed,
             _sizes(at),
         )
-        session = Session(found, options)
-        raise typer.Exit(_verify(session, target if as_ is None else f"{target} --as {as_}", json_))
+        shown = target if as_ is None else f"{target} --as {as_}"
+        raise typer.Exit(_verify(Session(found, options), Job(target, as_, options), jobs, shown, json_))
 
 
 def _check_contract(name: str) -> None:
@@ -111,10 +116,11 @@ def _check_contract(name: str) -> None:
         _stop(f"--contract {name}: there are {', '.join(NAMED)}")
 
 
-def _verify(session: Any, target: str, json_: Path | None) -> int:
+def _verify(session: Any, job: Any, jobs: int, target: str, json_: Path | None) -> int:
     from lla_spec.testing.diagnose import texts
     from lla_spec.testing.table import accuracy_table, counts, devices_line, write_json
     from lla_spec.testing.verdicts import Result, exit_status
+    from lla_spec.testing.workers import results_of
 
     results: list[Result] = []
     title = f"{session.target.name} {session.target.version}".strip()
@@ -132,14 +138,14 @@ def _verify(session: Any, target: str, json_: Path | None) -> int:
             _stop(f"target {session.target.name}: nothing to check with these options")
         with _progress() as bar:
             task = bar.add_task(title, total=len(rows))
-            for row in rows:
-                bar.update(task, description=f"{row.op} {row.law} {row.dtype}")
-                results.append(session.run(row))
-                bar.advance(task)
+            for result in results_of(session, job, rows, jobs):
+                results.append(result)
+                bar.update(task, advance=1, description=f"{result.row.op} {result.row.law} {result.row.dtype}")
     except KeyboardInterrupt:
         interrupted = True
     finally:
         signal.signal(signal.SIGINT, before)
+    results.sort(key=lambda result: rows.index(result.row))
     out.print(accuracy_table(results, f"target {title}   {devices_line()}"))
     if json_ is not None:  # now, and again with the causes: finding these may be interrupted too
         write_json(json_, title, results)

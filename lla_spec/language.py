@@ -18,6 +18,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class Law:
     def id(self) -> str:
         return f"{self.topic}.{self.name}"
 
-    @property
+    @cached_property
     def operation(self) -> str:
         """The operation it belongs to: the outermost call of its left side (of the right, where the left has none)."""
         for side in (self.left, self.right):
@@ -103,7 +104,7 @@ class Law:
                     return formula.name
         raise DeclarationError(f"{self.id}: calls no operation")
 
-    @property
+    @cached_property
     def dims(self) -> list[Dim]:
         """Every elementary dimension of the statement, by name."""
         found: set[Dim] = set()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import sympy as sp
@@ -240,6 +241,15 @@ class Tensor:
     def __repr__(self) -> str:
         return f"{self.name}[{', '.join(map(str, self.axes))}]" if self.axes else self.name
 
+    @cached_property
+    def dependencies(self) -> tuple[Tensor, ...]:
+        """The tensors that its body (or a concatenation's blocks) names."""
+        found: dict[Label, Tensor] = {}
+        for expr in (self.body, *self.blocks):
+            if expr is not None:
+                found.update((t.label, t) for t in tensors_in(expr))
+        return tuple(found.values())
+
     def part(self, name: str) -> Tensor:
         """The definition called `name` in the formula that made this tensor, e.g. `attention(Q, K, V).part("P")`."""
         for found in definitions(self):
@@ -400,22 +410,13 @@ def tensors_in(expr: sp.Basic) -> list[Tensor]:
     return [label.tensor for label in sorted(expr.atoms(Label), key=lambda label: label.key)]
 
 
-def dependencies(tensor: Tensor) -> list[Tensor]:
-    """The tensors that a definition's body (or a concatenation's blocks) names."""
-    found: dict[Label, Tensor] = {}
-    for expr in (tensor.body, *tensor.blocks):
-        if expr is not None:
-            found.update((t.label, t) for t in tensors_in(expr))
-    return list(found.values())
-
-
 def order(*outputs: Tensor) -> list[Tensor]:
     """Every tensor that `outputs` rest on, inputs first, each after what it names."""
     seen: dict[Label, Tensor] = {}
 
     def visit(tensor: Tensor) -> None:
         if tensor.label not in seen:
-            for other in dependencies(tensor):
+            for other in tensor.dependencies:
                 visit(other)
             seen[tensor.label] = tensor
 

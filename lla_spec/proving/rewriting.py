@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import sympy as sp
 
-from lla_spec.symbols import DeclarationError, Tensor, dependencies, is_input, keep, transform
+from lla_spec.symbols import DeclarationError, Tensor, is_input, keep, transform
 
 
 class Rewriter:
@@ -40,7 +40,7 @@ class Rewriter:
             return self(self.replace[tensor])
         if is_input(tensor):
             return tensor
-        if tensor not in self.bodies and all(self(other) is other for other in dependencies(tensor)):
+        if tensor not in self.bodies and all(self(other) is other for other in tensor.dependencies):
             return tensor
         body = self.bodies.get(tensor, tensor.body)
         return Tensor(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -72,7 +73,9 @@ def _words(cause: str) -> str:
 
 
 def _cause_key(result: Result) -> str:
-    """What two rows with the same mistake share: the cause without its figures and the row's dtype."""
+    """What two rows with the same mistake share: the cause, or what happened, without figures and the row's dtype."""
+    if result.kind not in RATIO_KINDS:
+        return re.sub(r"\d+", "#", result.message)
     return _words(result.cause).replace(result.row.dtype, "io") or f"{result.kind}:{result.row.law}"
 
 
@@ -93,7 +96,7 @@ def _text(session: Session, group: list[Result], target_name: str, seconds: floa
 
 def shrunk(session: Session, result: Result, seconds: float, *, any_cause: bool = False) -> Judgement:
     """The failing case made small, failing in the same way and (unless `any_cause`) for the same named cause."""
-    if result.kind == "hangs":  # every attempt costs the whole time limit
+    if result.kind in ("hangs", "crashes"):  # every attempt costs the whole time limit, or this process
         return result.failing
     row, contract = result.row, session.contract(result.row)
     judging, formula = session.judging(row, contract), operation_formula(row.op)

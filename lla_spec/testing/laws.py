@@ -24,7 +24,7 @@ from lla_spec.evaluating.edges import hazards, ratios
 from lla_spec.evaluating.plan import Plan
 from lla_spec.evaluating.rounding import Rounding
 from lla_spec.language import Law
-from lla_spec.symbols import Tensor, dependencies, inputs
+from lla_spec.symbols import Tensor, inputs
 from lla_spec.testing.bits import Bits
 from lla_spec.testing.calling import Misbehaved
 from lla_spec.testing.cases import Case
@@ -83,7 +83,7 @@ def visible_calls(law: Law, target: Target) -> list[Visible]:
     found: dict[Tensor, Visible] = {}
 
     def visit(tensor: Tensor) -> None:
-        for other in tensor.call.tensors() if tensor.call is not None else dependencies(tensor):
+        for other in tensor.call.tensors() if tensor.call is not None else tensor.dependencies:
             visit(other)
         call = _visible(tensor, target)
         if call is not None:
@@ -259,13 +259,14 @@ class _Run:
         )
 
 
-def _free(tensor: Tensor) -> list[Tensor]:
+@cache
+def _free(tensor: Tensor) -> tuple[Tensor, ...]:
     """The inputs that a tensor rests on, those included that a call takes and its result does not depend on."""
     found = dict.fromkeys(inputs(tensor))
     for call in calls(tensor):
         for argument in call.tensors():
             found.update(dict.fromkeys(_free(argument)))
-    return list(found)
+    return tuple(found)
 
 
 def _sure(value: np.ndarray) -> Bounded:
@@ -283,7 +284,7 @@ def _plan(tensor: Tensor, known: tuple[Tensor, ...]) -> Plan:
 
 def _feeds(call: Tensor, other: Tensor) -> bool:
     """Whether `other` is made from `call`."""
-    parts = other.call.tensors() if other.call is not None else dependencies(other)
+    parts = other.call.tensors() if other.call is not None else other.dependencies
     return any(part is call or _feeds(call, part) for part in parts)
 
 

@@ -19,7 +19,7 @@ from lla_spec.evaluating.contracts import contract as named_contract
 from lla_spec.evaluating.edges import ratios
 from lla_spec.testing.inputs import DTYPE_NAMES
 from lla_spec.testing.judge import Truth, as_numpy, truth_of
-from lla_spec.testing.runner import Options, Session, run_all
+from lla_spec.testing.runner import Options, Session
 from lla_spec.testing.targets import load, operation_formula
 from lla_spec.testing.verdicts import Result
 
@@ -114,7 +114,7 @@ def verify(
 
     found = load(target)
     session = Session(found, Options(tuple(ops), tuple(laws), tuple(dtypes), tuple(devices), contract, examples, seed))
-    results = run_all(session, list(session.rows()), lambda result: None)
+    results = [session.run(row) for row in session.rows()]
     if show:
         console = Console()
         console.print(accuracy_table(results, f"{found.name} {found.version}".strip()))

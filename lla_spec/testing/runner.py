@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -115,8 +115,8 @@ class Session:
 
     # ---- one row
 
-    def run(self, row: Row) -> Result:
-        """Every case of the row, until one fails. Raises nothing but KeyboardInterrupt."""
+    def run(self, row: Row, announce: Callable[[Case], None] = lambda case: None) -> Result:
+        """Every case of the row, until one fails; `announce` hears each beforehand. Raises only KeyboardInterrupt."""
         begin = time.monotonic()
         if not self.target.implements(row.op):
             return Result(row, "unimplemented", message=f"the target has no {row.op}")
@@ -129,6 +129,7 @@ class Session:
         for name, case in self.cases(row):
             if self.interrupted:
                 raise KeyboardInterrupt
+            announce(case)
             found = judging(case)
             self.count(result, name, found)
             unimplemented |= found.unimplemented
@@ -235,13 +236,3 @@ def draw(strategy: Any, count: int, seed: int, label: str) -> list[Case]:
     if count:
         collect()
     return drawn[:count]
-
-
-def run_all(session: Session, rows: Sequence[Row], progress: Callable[[Result], None]) -> list[Result]:
-    """Every row in turn; `progress` hears each result. On Ctrl-C the results so far are in `progress`' hands."""
-    results = []
-    for row in rows:
-        result = session.run(row)
-        progress(result)
-        results.append(result)
-    return results

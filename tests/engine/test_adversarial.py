@@ -7,7 +7,7 @@ import importlib
 
 import pytest
 
-from lla_spec.testing.runner import Options, Session, run_all
+from lla_spec.testing.runner import Options, Session
 from lla_spec.testing.targets import load
 from lla_spec.testing.verdicts import exit_status
 
@@ -28,7 +28,7 @@ WRONG = {
 def results_of(name, law, dtype):
     target = load(importlib.import_module(f"tests.targets.adversarial.{name}"))
     session = Session(target, Options(ops=("attention",), laws=(law,), dtypes=(dtype,), examples=0))
-    return run_all(session, list(session.rows()), lambda result: None)
+    return [session.run(row) for row in session.rows()]
 
 
 @pytest.mark.parametrize("name", WRONG)

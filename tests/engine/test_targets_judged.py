@@ -3,7 +3,7 @@
 import pytest
 
 from lla_spec.testing.diagnose import texts
-from lla_spec.testing.runner import Options, Session, run_all
+from lla_spec.testing.runner import Options, Session
 from lla_spec.testing.targets import load
 from lla_spec.testing.verdicts import exit_status
 from tests.targets import fakes, right, wrong
@@ -11,7 +11,7 @@ from tests.targets import fakes, right, wrong
 
 def results_of(target, **options):
     session = Session(load(target), Options(ops=("attention",), examples=6, **options))
-    return session, run_all(session, list(session.rows()), lambda result: None)
+    return session, [session.run(row) for row in session.rows()]
 
 
 @pytest.mark.parametrize("name", ["plain", "in_float64", "online", "in_numpy"])
@@ -54,7 +54,7 @@ def test_misbehaviour_is_a_named_failure_of_its_row_and_the_run_goes_on(name, mo
     monkeypatch.setattr("lla_spec.testing.calling.TIME_LIMIT_S", 1.0)
     functions = {"attention": fakes.MISBEHAVING[name], "LLA_TARGET": {"dtypes": ["fp32", "bf16"]}}
     session = Session(load(functions), Options(laws=("definition",), examples=2))
-    results = run_all(session, list(session.rows()), lambda result: None)
+    results = [session.run(row) for row in session.rows()]
     mine = [r for r in results if r.row.op == "attention"]
     assert [r.verdict for r in mine] == ["fail", "fail"] and all(r.message.startswith("attention: ") for r in mine)
     assert {r.verdict for r in results if r.row.op != "attention"} == {"unimplemented"}
