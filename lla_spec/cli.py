@@ -84,10 +84,10 @@ def verify(
     json_: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
 ) -> None:
     """Check a target against every law, in every dtype that it supports."""
-    from lla_spec.testing.workers import Job, warm_up
+    from lla_spec.testing.workers import Job, server
 
     if jobs != 1:
-        warm_up()
+        server()
     from lla_spec.testing.runner import Options, Session
     from lla_spec.testing.targets import load
 

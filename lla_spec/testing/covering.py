@@ -20,6 +20,8 @@ from lla_spec.testing.inputs import MASKS
 LARGEST = {"fp64": 10, "fp32": 120, "bf16": 7, "fp16": 7}  # exponents of 2 that keep a product of two finite
 SMALLEST = {"fp64": -1020, "fp32": -124, "bf16": -124, "fp16": -13}
 LONG = {"fp64": 384, "fp32": 4096, "bf16": 4096, "fp16": 1024}  # balls judge fp64; torch's CPU fp16 products are slow
+SCALARS = (0.5, -0.25, 3.0)  # of a score's scale, which may have any sign
+POSITIVE_SCALARS = (2.0**-40, 0.001, 1.0)  # of an ε that keeps a root away from 0
 STAGNATION = 2**9 + 8  # a bf16 accumulator stops at 256 = 2^8 when ones are added
 
 
@@ -32,7 +34,7 @@ class Features:
     exponential: bool
     mask: bool
     causal: tuple[str, str] | None  # the (query, key) dimensions
-    scalars: tuple[str, ...]
+    scalars: dict[str, tuple[float, ...]]  # the values to try, by name
     optional: tuple[str, ...]  # tensors that may be left out, other than masks
     matrices: bool
     arguments: int
@@ -56,7 +58,10 @@ def features(formula: Formula) -> Features:
         exponential=any(t.body is not None and t.body.has(sp.exp) for t in definitions(formula.result)),
         mask=bool(masks),
         causal=causal,
-        scalars=tuple(p.role.argument for p in own if p.role and p.role.kind == "scalar" and p.role.argument),
+        scalars={
+            p.role.argument: POSITIVE_SCALARS if p.positive else SCALARS
+            for p in own if p.role and p.role.kind == "scalar" and p.role.argument
+        },
         optional=tuple(
             p.role.argument for p in own
             if p.role and p.role.kind == "real" and p.role.default is not None and p.role.argument
@@ -139,7 +144,7 @@ def _values(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
             yield family, replace(wide, family=family if f.arguments == 1 else f"{family}+normal+normal")
         if f.arguments > 1:
             yield "saturated", replace(wide, exponent=3, family="normal")
-            if f.scalars:  # the largest jump after which exp is still finite; the sum of such terms is not
+            if SCALARS in f.scalars.values():  # exp is finite at that jump, the sum is not
                 late = replace(base.with_sizes(dict.fromkeys(f.causal or (), 70)), family="ones+step+normal")
                 yield "scores that jump by 87", replace(late, scale=87.0 / _summed_first(f, base))
             yield "large scores", replace(wide, exponent=5 if base.dtype != "fp16" else 3, family="pow2+pow2+normal")
@@ -185,10 +190,10 @@ def _masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
 
 
 def _arguments(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
-    for name in f.scalars:
-        for value in (0.5, -0.25, 3.0):
+    for name, values in f.scalars.items():
+        for value in values:
             yield f"{name} = {value}", replace(base, scale=value)
-    if f.exponential and f.scalars:
+    if f.exponential and SCALARS in f.scalars.values():
         wide = replace(base, sizes=_sizes(f.dims, 9, 21, 17, 11))
         yield "a negative scale, large scores", replace(wide, scale=-2.0, exponent=3 if base.dtype != "fp16" else 1)
     for name in f.optional:

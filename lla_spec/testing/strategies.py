@@ -108,7 +108,7 @@ def cases(
     if f.mask:
         mask = draw(st.sampled_from(["none"] * 3 + list(MASKS)))
         causal = bool(f.causal) and draw(st.booleans())
-    scale = draw(st.sampled_from([None] * 4 + [1.0, -0.5, 2.0, 0.1])) if f.scalars else None
+    scale = draw(st.sampled_from([None] * 4 + [x for few in f.scalars.values() for x in few])) if f.scalars else None
     layouts = ["dense"] * 4 + ["transposed", "strided", "sliced", "offset"]
     case = Case(
         formula.name, law, dtype, device, tuple(sizes.items()), batch, family, exponent,

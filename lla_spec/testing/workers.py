@@ -12,9 +12,11 @@ import multiprocessing.forkserver
 import os
 import pickle
 import signal
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -23,14 +25,24 @@ from lla_spec.testing.verdicts import Result, Row
 WORTH_IT = 24  # rows: fewer are done before a second process has imported torch
 
 
-def warm_up() -> None:
-    """Start the server's imports now, beside our own."""
-    _context().set_forkserver_preload(["lla_spec.testing.runner"])
-    multiprocessing.forkserver.ensure_running()
+@cache
+def server() -> Any:
+    """The server, its imports begun beside our own.
 
-
-def _context() -> Any:
-    return multiprocessing.get_context("forkserver")
+    It must find the lla_spec that runs here: it starts as `python -c`, which would look in the working directory first,
+    and Python 3.11 does not hand it our sys.path.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lla_spec.testing.runner"])
+    ours = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return context
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class Worker:
 
     def _start(self) -> None:
         self.connection, theirs = multiprocessing.Pipe()
-        self.process = _context().Process(target=_serve, args=(self.job, theirs), daemon=True)
+        self.process = server().Process(target=_serve, args=(self.job, theirs), daemon=True)
         self.process.start()
         theirs.close()
 

@@ -1,6 +1,9 @@
 """Rows on several processes: the same verdicts as in one, and a target that ends its process is a named failure."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -69,3 +72,14 @@ def test_two_processes_find_what_one_finds():
     assert [dataclasses.replace(r, seconds=0, failing=None) for r in alone] == [
         dataclasses.replace(r, seconds=0, failing=None) for r in together
     ]
+
+
+def test_the_workers_run_the_installed_lla_spec_and_not_what_lies_in_the_working_directory(tmp_path):
+    for folder in ("lla_spec", "impl"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("raise ImportError('the wrong one')\n")
+    code = "import sys, lla_spec.cli; sys.argv[1:] = ['verify', '--op', 'matmul', '-j', '2']; lla_spec.cli.main()"
+    run = [sys.executable, "-P", "-c", code]
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120)
+    assert done.returncode == 0 and "fail" not in done.stdout, done.stdout + done.stderr
