@@ -1,6 +1,7 @@
 """Checked arguments: a refusal is a ValueError that names operation, argument, value, rule and axis.
 
-Every check reads shapes, dtypes and devices, never entries, so torch.compile traces through it.
+Every check reads shapes, dtypes and devices, so torch.compile traces through it. `check_range` alone reads entries,
+and only where that costs no synchronisation and no graph: in eager mode on a CPU.
 """
 
 import math
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from impl.precision import DTYPES
+from impl.precision import DTYPES, values_can_be_read
 
 _FLOATING = "float64, float32, bfloat16 or float16"
 
@@ -72,22 +73,32 @@ def check_leading(operation: str, axes: int, **tensors: Tensor) -> tuple[int, ..
     return common
 
 
-def check_mask(operation: str, mask: Tensor | None, shape: tuple[int, ...], like: Tensor) -> None:
-    """`mask` is bool, lies beside `like`, has at least two axes and broadcasts to `shape`, which is (..., n, m)."""
+def check_mask(
+    operation: str,
+    mask: Tensor | None,
+    shape: tuple[int, ...],
+    like: Tensor,
+    *,
+    beside: str = "q",
+    layout: str = "n, m",
+    true: str = "may look",
+) -> None:
+    """`mask` is bool, has at least the axes of `layout`, broadcasts to `shape`, which is (..., layout), and lies on
+    the device of `like`, the argument named `beside`; `true` is what True means."""
     if mask is None:
         return
     if not isinstance(mask, Tensor):
         raise ValueError(f"{operation}: mask must be a torch.Tensor, got {type(mask).__name__}")
     if mask.dtype != torch.bool:
-        raise ValueError(f"{operation}: mask must be bool, got {mask.dtype}; True = may look")
+        raise ValueError(f"{operation}: mask must be bool, got {mask.dtype}; True = {true}")
     if mask.device != like.device:
         raise ValueError(
-            f"{operation}: mask is on {mask.device} but q is on {like.device}; all arguments share one device"
+            f"{operation}: mask is on {mask.device} but {beside} is on {like.device}; all arguments share one device"
         )
-    check_axes(operation, "mask", mask, "n, m")
+    check_axes(operation, "mask", mask, layout)
     if _broadcast((tuple(mask.shape), shape)) != shape:
         raise ValueError(
-            f"{operation}: mask has shape {tuple(mask.shape)}, which does not broadcast to (..., n, m) = {shape}"
+            f"{operation}: mask has shape {tuple(mask.shape)}, which does not broadcast to (..., {layout}) = {shape}"
         )
 
 
@@ -123,3 +134,70 @@ def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
             size = shape[axis]
         common.append(size)
     return tuple(common)
+
+
+def check_count(operation: str, name: str, value: int) -> None:
+    """`value` is an integer of at least 1, such as a number of heads."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < 1:
+        raise ValueError(f"{operation}: {name} must be an integer of at least 1, got {value!r}")
+
+
+def check_divides(operation: str, who: str, divisor: int, what: str, number: int, where: str = "") -> None:
+    """`divisor` divides `number`; `who` and `what` begin the sentence about each, such as "k has", "q has heads"."""
+    if divisor < 1 or number % divisor:
+        raise ValueError(f"{operation}: {what} {number} but {who} {divisor}, which does not divide it{where}")
+
+
+def check_product(
+    operation: str, of: str, name: str, x: Tensor, axis: int, one: str, factor: int, two: str, other: int
+) -> None:
+    """Axis `axis` of `x`, which counts `of`, has size factor · other; `one` and `two` name the factors."""
+    if x.shape[axis] != factor * other:
+        raise ValueError(
+            f"{operation}: {name} has {of} {x.shape[axis]} but {one} {factor} times {two} {other} "
+            f"is {factor * other} (axis {axis})"
+        )
+
+
+def check_ids(operation: str, name: str, ids: Tensor, beside: str, like: Tensor) -> None:
+    """`ids` are int64 and lie on the device of `like`, the argument named `beside`."""
+    if not isinstance(ids, Tensor):
+        raise ValueError(f"{operation}: {name} must be a torch.Tensor, got {type(ids).__name__}")
+    if ids.dtype != torch.int64:
+        raise ValueError(f"{operation}: {name} must be int64, got {ids.dtype}")
+    if ids.device != like.device:
+        raise ValueError(
+            f"{operation}: {name} is on {ids.device} but {beside} is on {like.device}; all arguments share one device"
+        )
+
+
+def check_range(
+    operation: str, name: str, ids: Tensor, of: str, other: str, x: Tensor, axis: int, *, ignored: int | None = None
+) -> None:
+    """Every entry of `ids` that is not `ignored` counts along axis `axis` of `x`, which has so many `of`.
+
+    Entries are read in eager mode on a CPU. Elsewhere an entry out of range is as undefined as it is to torch.
+    """
+    if not values_can_be_read(ids) or ids.device.type != "cpu":
+        return
+    size = x.shape[axis]
+    outside = (ids < 0) | (ids >= size)
+    if ignored is not None:
+        outside &= ids != ignored
+    if outside.any():
+        raise ValueError(
+            f"{operation}: {name} holds {ids[outside][0].item()} but {other} has {size} {of} (axis {axis})"
+        )
+
+
+def check_choice(operation: str, name: str, value: str, choices: Sequence[str]) -> None:
+    """`value` is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        listed = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+        raise ValueError(f"{operation}: {name} must be {listed}, got {value!r}")
+
+
+def check_integer(operation: str, name: str, value: int) -> None:
+    """`value` is an integer of any sign, and no bool."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise ValueError(f"{operation}: {name} must be an integer, got {value!r}")

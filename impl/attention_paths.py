@@ -51,8 +51,9 @@ def attention_path(
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool, scale: float) -> Tensor:
     """torch's flash kernel, forward and, through its own autograd, backward. It takes four axes and dense rows."""
     leading = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-    # The kernel's own causal masking saves half the work, and agrees with bottom-right where n = m only.
-    top_left = is_causal and mask is None and q.shape[-2] == k.shape[-2]
+    # The kernel's own causal masking saves half the work, and agrees with bottom-right where n = m only. It hides a
+    # score by -inf before it multiplies by the scale: with a scale of 0 or less that is NaN or +inf (torch 2.13, CPU).
+    top_left = is_causal and mask is None and q.shape[-2] == k.shape[-2] and scale > 0
     may_look = None if top_left else looks(q, k, mask, is_causal)
     if may_look is not None:
         may_look = _mask_with_four_axes(may_look, leading)

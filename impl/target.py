@@ -22,6 +22,12 @@ _ATTENTION: dict[str, Any] = {
         "nan_in_masked": "ignored",
     },
 }
+# A query that looks at nothing gives zeros in every head, then b_o.
+_POOL: dict[str, Any] = {
+    "contract": "strict",
+    "policies": {**_OVERFLOW, "fully_masked_row": "zeros", "nan_in_masked": "ignored"},
+}
+_LOSS: dict[str, Any] = {"contract": "strict", "policies": {**_OVERFLOW, "all_ignored": "nan"}}
 _STRICT: dict[str, Any] = {"contract": "strict", "policies": _OVERFLOW}
 
 LLA_TARGET: dict[str, Any] = {
@@ -31,6 +37,8 @@ LLA_TARGET: dict[str, Any] = {
     "dtypes": ["fp64", "fp32", "bf16", "fp16"],
     "differentiable": True,
     "ops": {
+        "embedding": _STRICT,
+        "mean_pool": _POOL,
         "matmul": _STRICT,
         "linear": _STRICT,
         "weighted_average": _STRICT,
@@ -38,5 +46,18 @@ LLA_TARGET: dict[str, Any] = {
         "log_softmax": _STRICT,
         "logsumexp": _STRICT,
         "attention": _ATTENTION,
+        "grouped_query_attention": _ATTENTION,
+        "multi_head_attention": _ATTENTION,
+        "layer_norm": _STRICT,
+        "rms_norm": _STRICT,
+        "residual_layer_norm": _STRICT,
+        "output_softmax": _STRICT,
+        "cross_entropy": _LOSS,
+        "linear_cross_entropy": _LOSS,
+        "pca_transform": _STRICT,
+        "pca_inverse": _STRICT,
+        "truncated_svd": _STRICT,
+        "low_rank": _STRICT,
+        "pca": _STRICT,
     },
 }

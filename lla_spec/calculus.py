@@ -51,6 +51,8 @@ def vjp_formula(formula: Formula, parameter: str) -> Formula:
 
 def gradient_parameters(formula: Formula) -> list[str]:
     """The parameters that a VJP answers for: the real tensors of the torch signature, in its order."""
+    if not formula.differentiable:
+        return []
     return [name for name, p in formula.parameters.items() if p.role and p.role.kind == "real" and p.role.argument]
 
 
@@ -110,10 +112,13 @@ def _through_call(tensor: Tensor, parameter: str, argument: Tensor, bar: Tensor)
     gradient = vjp_formula(tensor.call.formula, parameter)
     given: dict[str, Any] = {**tensor.call.arguments, list(gradient.parameters)[-1]: bar}
     whole = gradient(**given)
-    batch = whole.axes[: len(whole.axes) - len(argument.axes)]
-    if not batch:
+    rank = len(tensor.call.formula.parameters[parameter].axes)
+    batch, own = whole.axes[: len(whole.axes) - rank], whole.axes[len(whole.axes) - rank :]
+    kept = argument.axes[: len(argument.axes) - rank]
+    shared = tuple(axis for axis in batch if axis not in kept)  # the call repeated the argument along these
+    if not shared and batch == kept:
         return whole
-    return Tensor(whole.name, whole.axes[len(batch) :], collapse_sum(whole.entry, batch))
+    return Tensor(whole.name, (*kept, *own), collapse_sum(whole.entry, shared))
 
 
 def _local(tensor: Tensor, child: Tensor, bar: Tensor) -> Tensor:

@@ -47,6 +47,10 @@ class Formula:
     parameters: dict[str, Tensor]
     result: Tensor
     rows: Index | None = None
+    merge: tuple[Index, ...] = ()  # axes that torch has as one where they stand side by side (interface.torch_axes)
+    counts: Mapping[str, tuple[Index, ...]] = field(default_factory=dict)  # integer keywords: products of dimensions
+    called: str = ""  # the torch function, where it is not called as the formula is
+    keywords: Mapping[str, Any] = field(default_factory=dict)  # with which that function is this formula
     operation: bool = True
     differentiable: bool = True
     doc: str = ""
@@ -54,6 +58,9 @@ class Formula:
     gradient_of: tuple[Formula, str] | None = None  # (f, parameter) where this is one output of f's VJP
     stated_matrix: sp.MatrixExpr | None = None  # set by the identity that states it
     vjps: dict[str, Formula] = field(default_factory=dict)  # filled by calculus.vjp_formula, one per parameter
+
+    def __post_init__(self) -> None:
+        self.called = self.called or self.name
 
     @property
     def id(self) -> str:

@@ -27,6 +27,7 @@ out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
 err = Console(stderr=True, soft_wrap=True)
 
 Names = Annotated[list[str] | None, typer.Option()]
+Pages = Annotated[list[Path] | None, typer.Option("--page", help="a page of your own, a .py file (may be repeated)")]
 
 
 def _stop(message: object, status: int = 2) -> NoReturn:
@@ -177,12 +178,14 @@ def _reported(results: list[Any]) -> list[str]:
 @app.command()
 def prove(
     law: Annotated[list[str] | None, typer.Argument(help="names of laws; all of them unless given")] = None,
+    page: Pages = None,
     json_: Annotated[Path | None, typer.Option("--json", help="write the ledger here")] = None,
 ) -> None:
     """Prove every law: for all dimensions, at listed shapes by an independent engine, with teeth."""
     from lla_spec.proving import ledger
 
     with _one_line_errors():
+        _declare(page)
         laws = _laws(law or [])
         entries = []
         with _progress() as bar:
@@ -198,6 +201,16 @@ def prove(
         for line in worse:
             err.print(line, markup=False, highlight=False)
         raise typer.Exit(1 if worse else 0)
+
+
+def _declare(pages: list[Path] | None) -> None:
+    """Declare every law: those of lla_spec.formulas, then those of the user's own pages."""
+    import lla_spec.formulas  # noqa: F401  (declares them)
+
+    for page in pages or ():
+        from lla_spec.testing.targets import declare  # with torch, which proofs do without
+
+        declare(page)
 
 
 def _laws(names: list[str]) -> list[Any]:
@@ -219,13 +232,14 @@ def _laws(names: list[str]) -> list[Any]:
 def show(
     name: Annotated[str, typer.Argument(help="a formula or a law")],
     latex: Annotated[bool, typer.Option("--latex", help="as LaTeX")] = False,
+    page: Pages = None,
 ) -> None:
     """Show a formula or a law, as text or as LaTeX."""
-    import lla_spec.formulas  # noqa: F401  (declares them)
     from lla_spec.language import registry
     from lla_spec.showing import show_formula, show_law
 
     with _one_line_errors():
+        _declare(page)
         formula = registry.formulas.get(name) or next((f for f in registry.formulas.values() if f.id == name), None)
         if formula is not None:
             out.print(show_formula(formula, latex=latex), markup=False, highlight=False)
@@ -235,11 +249,12 @@ def show(
 
 
 @app.command("list")
-def list_() -> None:
+def list_(page: Pages = None) -> None:
     """List every operation and law, page by page."""
-    import lla_spec.formulas  # noqa: F401  (declares them)
     from lla_spec.showing import listing
 
+    with _one_line_errors():
+        _declare(page)
     out.print(listing(), markup=False, highlight=False)
 
 

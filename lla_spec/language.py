@@ -89,6 +89,7 @@ class Law:
     corollary_of: str | None
     doc: str
     source: str
+    of: str = ""  # the operation, where it is declared: a law about a witness calls none
 
     @property
     def id(self) -> str:
@@ -96,13 +97,15 @@ class Law:
 
     @cached_property
     def operation(self) -> str:
-        """The operation it belongs to: the outermost call of its left side (of the right, where the left has none)."""
+        """The operation it belongs to: the declared one, or the outermost call of its left (else its right) side."""
+        if self.of:
+            return self.of
         for side in (self.left, self.right):
             for call in calls(side):
                 formula = call.formula.gradient_of[0] if call.formula.gradient_of else call.formula
                 if formula.operation:
                     return formula.name
-        raise DeclarationError(f"{self.id}: calls no operation")
+        raise DeclarationError(f"{self.id}: calls no operation; name the one that it is about with of=…")
 
     @cached_property
     def dims(self) -> list[Dim]:
@@ -116,8 +119,7 @@ class Law:
                 found |= set() if expr is None else {d for d in expr.free_symbols if isinstance(d, Dim)}
                 found |= set() if expr is None else {i.dim for i in expr.atoms(Index)}
             found |= {axis.dim for axis in tensor.axes}
-        elementary = {part.dim for dim in found for part in dim.parts} | {dim for dim in found if not dim.parts}
-        return sorted(elementary, key=lambda dim: dim.name)
+        return sorted(set().union(*(dim.elementary for dim in found)), key=lambda dim: dim.name)
 
 
 class Registry:
@@ -227,25 +229,28 @@ def _visible(tensor: Tensor) -> list[Tensor]:
     return list(found.values())
 
 
-def identity(function: Any = None, *, evaluate: str | None = None, corollary_of: str | None = None) -> Any:
+def identity(
+    function: Any = None, *, evaluate: str | None = None, corollary_of: str | None = None, of: str = ""
+) -> Any:
     """Declare the equation that the decorated function returns.
 
     `evaluate="left"` ("right") says that numerical evaluation may replace the other side's call by this side: the law
     is what makes that right (softmax.safe, for one). `corollary_of` names the law that this one is an instance of.
+    `of` names the operation of a law that calls none, such as one about the factors that truncated_svd must return.
     """
     if function is None:
-        return lambda f: identity(f, evaluate=evaluate, corollary_of=corollary_of)
-    return _declare(function, "identity", evaluate, corollary_of)
+        return lambda f: identity(f, evaluate=evaluate, corollary_of=corollary_of, of=of)
+    return _declare(function, "identity", evaluate, corollary_of, of)
 
 
-def theorem(function: Any = None, *, corollary_of: str | None = None) -> Any:
+def theorem(function: Any = None, *, corollary_of: str | None = None, of: str = "") -> Any:
     """Declare the inequality that the decorated function returns, with its hypotheses and its certificate."""
     if function is None:
-        return lambda f: theorem(f, corollary_of=corollary_of)
-    return _declare(function, "theorem", None, corollary_of)
+        return lambda f: theorem(f, corollary_of=corollary_of, of=of)
+    return _declare(function, "theorem", None, corollary_of, of)
 
 
-def _declare(function: Any, kind: str, evaluate: str | None, corollary_of: str | None) -> Law:
+def _declare(function: Any, kind: str, evaluate: str | None, corollary_of: str | None, of: str) -> Law:
     topic, name = _topic(function), function.__name__
     with _naming(topic, name):
         _assumed.clear()
@@ -261,7 +266,7 @@ def _declare(function: Any, kind: str, evaluate: str | None, corollary_of: str |
         because = None if relation.because is None else Tensor("because", left.axes, relation.because)
         law = Law(
             name, topic, kind, left, right, relation.kind, hypotheses, because, matrix, evaluate, corollary_of,
-            _doc(function), _source(function),
+            _doc(function), _source(function), of,
         )  # fmt: skip
         assert law.operation
     registry.add_law(law)

@@ -74,7 +74,7 @@ def explicit(result: Tensor, sizes: dict[str, int]) -> sp.Matrix | sp.NDimArray:
     entry = expand(result.entry)
     dims = {symbol for symbol in entry.free_symbols if isinstance(symbol, Dim)}
     dims |= {index.dim for index in entry.atoms(Index)} | set(result.shape)
-    missing = sorted(dim.name for dim in dims if dim.name not in sizes and not dim.parts)
+    missing = sorted(dim.name for dim in dims if dim.name not in sizes and not dim.parts and not dim.factors)
     if missing:
         raise DeclarationError(
             f"{result.name}: the size of {', '.join(missing)} is missing; write at({missing[0]}=2, …)"
@@ -134,7 +134,13 @@ def latex(expr: sp.Basic) -> str:
 
 def definitions_latex(result: Tensor) -> str:
     """The definitions that make `result`, one a line, inputs left out."""
-    return " \\\\\n".join(f"{latex(t.entry)} := {latex(t.body)}" for t in definitions(result) if t.body is not None)
+    return " \\\\\n".join(f"{latex(entry)} := {latex(body)}" for entry, body in _steps(result))
+
+
+def _steps(result: Tensor) -> list[tuple[sp.Expr, sp.Expr]]:
+    """(entry, body) of the definitions that make `result`, without those that only repeat another one's name."""
+    made = [(tensor.entry, tensor.body) for tensor in definitions(result) if tensor.body is not None]
+    return [(entry, body) for entry, body in made if not (isinstance(body, sp.Indexed) and str(body) == str(entry))]
 
 
 class _Plain(StrPrinter):
@@ -177,9 +183,7 @@ def plain(result: Tensor) -> str:
     'C[i, j] = Σ_k A[i, k]·B[k, j]'
     """
     printer = _Plain()
-    lines = [
-        f"{printer.doprint(t.entry)} = {printer.doprint(t.body)}" for t in definitions(result) if t.body is not None
-    ]
+    lines = [f"{printer.doprint(entry)} = {printer.doprint(body)}" for entry, body in _steps(result)]
     return "; ".join(lines)
 
 

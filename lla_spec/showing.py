@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from lla_spec.certified import Certified
 from lla_spec.language import Formula, Law, registry
 from lla_spec.printing import definitions_latex, latex, plain, plain_expression
 from lla_spec.symbols import expand
@@ -11,12 +10,13 @@ from lla_spec.symbols import expand
 
 def show_formula(formula: Formula, *, latex: bool = False) -> str:
     """Definitions, torch signature, source and laws of a formula; with `latex`, the definitions as LaTeX alone."""
+    own = isinstance(formula, Certified)
     if latex:
-        return definitions_latex(formula.result)
-    from lla_spec.evaluating.arguments import signature
+        return formula.latex() if own else definitions_latex(formula.result)
+    from lla_spec.interface import signature
 
     lines = [f"{formula.id}    {formula.source}", ""]
-    lines += [f"  {text}" for text in plain(formula.result).split("; ")]
+    lines += [f"  {text}" for text in (formula.text() if own else plain(formula.result).split("; "))]
     if formula.operation:
         lines += ["", f"  torch     {formula.name}{signature(formula)}"]
         lines += [f"  law       {law.name:<28} {_first_line(law)}" for law in registry.laws_of(formula.name)]
@@ -53,7 +53,7 @@ def _first_line(law: Law) -> str:
 
 def listing() -> str:
     """Every page: its operations with their torch signatures, its laws with their first lines."""
-    from lla_spec.evaluating.arguments import signature
+    from lla_spec.interface import signature
 
     lines = []
     for topic in dict.fromkeys(formula.topic for formula in registry.formulas.values()):
@@ -65,42 +65,3 @@ def listing() -> str:
             if law.topic == topic:
                 lines.append(f"    {law.name:<30} {law.kind:<9} {_first_line(law)}")
     return "\n".join(lines[1:])
-
-
-MARKS = ("<!-- laws -->", "<!-- /laws -->")
-
-
-def laws_table() -> str:
-    """The README's table: each operation with its laws, and what the committed ledger says of each."""
-    from lla_spec.proving.ledger import read
-
-    recorded = read()
-    lines = ["| operation | law | states | status |", "|---|---|---|---|"]
-    for formula in registry.operations():
-        for law in registry.laws_of(formula.name):
-            states = _first_sentence(law).replace("|", r"\|")
-            lines.append(f"| {formula.name} | {law.name} | {states} | {recorded.get(law.id, 'new')} |")
-    return "\n".join(lines)
-
-
-def with_laws_table(readme: str) -> str:
-    """A README's text with its table made anew between the two marks."""
-    before, rest = readme.split(MARKS[0])
-    return f"{before}{MARKS[0]}\n{laws_table()}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
-
-
-def _first_sentence(law: Law) -> str:
-    text = " ".join(law.doc.split())
-    return text.split(". ")[0].rstrip(".") + "."
-
-
-def main() -> None:
-    """`python -m lla_spec.showing` writes the table into README.md."""
-    import lla_spec.formulas  # noqa: F401  (declares the laws)
-
-    path = Path("README.md")
-    path.write_text(with_laws_table(path.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

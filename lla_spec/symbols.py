@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,25 +28,38 @@ class DeclarationError(ValueError):
 
 
 class Dim(sp.Symbol):
-    """A dimension: a positive integer. `parts` are the indices that it runs through where it is a sum (m = m₁ + m₂)."""
+    """A dimension: a positive integer. `parts` are the indices that it runs through where it is a sum (m = m₁ + m₂),
+    `factors` those that it counts, the last one fastest, where it is a product (h = g · r).
+    """
 
-    __slots__ = ("parts",)
+    __slots__ = ("factors", "parts")
     parts: tuple[Index, ...]
+    factors: tuple[Index, ...]
 
-    def __new__(cls, name: str, parts: tuple[Index, ...] = ()) -> Dim:
+    def __new__(cls, name: str, parts: tuple[Index, ...] = (), factors: tuple[Index, ...] = ()) -> Dim:
         dim = sp.Symbol.__xnew__(cls, name, integer=True, positive=True)
-        dim.parts = parts
+        dim.parts, dim.factors = parts, factors
         return dim
 
     def __getnewargs_ex__(self) -> Any:
-        return (self.name, self.parts), {}
+        return (self.name, self.parts, self.factors), {}
 
     def _hashable_content(self) -> tuple[Any, ...]:
-        return (*sp.Symbol._hashable_content(self), self.parts)
+        return (*sp.Symbol._hashable_content(self), self.parts, self.factors)
 
     def size(self, sizes: Mapping[str, int]) -> int:
         """Its value, given the sizes of the declared dimensions by name."""
-        return sum(part.dim.size(sizes) for part in self.parts) if self.parts else int(sizes[self.name])
+        if self.parts:
+            return sum(part.dim.size(sizes) for part in self.parts)
+        if self.factors:
+            return math.prod(factor.dim.size(sizes) for factor in self.factors)
+        return int(sizes[self.name])
+
+    @property
+    def elementary(self) -> set[Dim]:
+        """The declared dimensions that it is made of."""
+        made_of = (*self.parts, *self.factors)
+        return set().union(*(index.dim.elementary for index in made_of)) if made_of else {self}
 
 
 class Index(sp.Symbol):
@@ -121,7 +135,9 @@ class Role:
     """What a tensor is as an argument of the operation that torch code implements.
 
     `argument` is its name in the torch signature; `default` (an expression) is what it is when left out; `batched` is
-    False for what all leading axes share (a weight); `kind` is "real", "mask" (0 or 1, bool in torch) or "scalar".
+    False for what all leading axes share (a weight). `kind` is "real", "mask" (0 or 1, bool in torch), "index" (rows of
+    one 1 each, int64 in torch; `ignored` is the keyword whose value makes a row of zeros), "live" (see `live`) or
+    "scalar". `causal`: the operation also takes `is_causal`. `keyword`: it is taken by keyword only.
     """
 
     argument: str
@@ -129,6 +145,8 @@ class Role:
     default: sp.Expr | None = None
     batched: bool = True
     causal: bool = False
+    ignored: str = ""
+    keyword: bool = False
 
 
 class Tensor:
@@ -145,11 +163,15 @@ class Tensor:
         nonnegative: bool = False,
         blocks: tuple[sp.Expr, ...] = (),
         permutation: bool = False,
+        orthonormal: Index | None = None,
+        centred: Index | None = None,
     ) -> None:
         self.name, self.axes = name, tuple(axes)
         self.body: sp.Expr | None = None if body is None else sp.sympify(body)
         self.role, self.positive, self.nonnegative = role, positive, nonnegative or positive
         self.blocks, self.permutation = blocks, permutation
+        self.orthonormal, self.centred = orthonormal, centred  # the axis that Σ T T = δ, Σ T = 0 run along
+        self.whole = self  # the matrix that it is some columns of
         self.call: Any = None  # the formula's call that made it, if one did (language.Call)
         self.label = Label(name, self, next(_keys), positive)
         self.base = sp.IndexedBase(self.label)
@@ -161,11 +183,14 @@ class Tensor:
                 raise DeclarationError(f"{self.name}: axis {position} is {axis!r}; an axis is an index(name, dim)")
         if len(set(self.axes)) < len(self.axes):
             raise DeclarationError(f"{self.name}: one index stands on two axes {self.axes}; give each axis its own")
+        for word, along in (("orthonormal", self.orthonormal), ("centred", self.centred)):
+            if along is not None and (along not in self.axes or len(self.axes) != 2 or not is_input(self)):
+                raise DeclarationError(f"{self.name}: {word} along {along} needs an input with that axis and one other")
         if any(axis.dim.name == self.name for axis in self.axes):
             raise DeclarationError(f"{self.name}: a tensor and its dimension share the name {self.name}; rename one")
         for expr in (self.body, *self.blocks):
             if expr is not None:
-                allowed = {*self.axes, *(part for axis in self.axes for part in axis.dim.parts)}
+                allowed = {*self.axes, *(i for axis in self.axes for i in (*axis.dim.parts, *axis.dim.factors))}
                 for free in sorted(free_indices(expr) - allowed, key=str):
                     raise DeclarationError(
                         f"{self.name}: index {free} is unbound; sum over it or make it an axis (axes {self.axes})"
@@ -189,7 +214,7 @@ class Tensor:
             )
         for position, (given, axis) in enumerate(zip(where, self.axes, strict=True)):
             ranges = _range_of(given)
-            if ranges is not None and ranges != axis.dim:
+            if ranges is not None and ranges != axis.dim and not _counts_the_same(ranges, axis.dim):
                 raise DeclarationError(
                     f"{self.name}: axis {position} ranges over {axis.dim}, but index {given} ranges over {ranges}"
                 )
@@ -250,6 +275,12 @@ class Tensor:
                 found.update((t.label, t) for t in tensors_in(expr))
         return tuple(found.values())
 
+    def named(self, name: str) -> Tensor:
+        """The same under another name: `linear(x, W_q).named("q")`, where a declaration calls one formula twice."""
+        made = Tensor(name, self.axes, self.body, nonnegative=self.nonnegative)
+        made.call = self.call
+        return made
+
     def part(self, name: str) -> Tensor:
         """The definition called `name` in the formula that made this tensor, e.g. `attention(Q, K, V).part("P")`."""
         for found in definitions(self):
@@ -258,6 +289,12 @@ class Tensor:
         raise DeclarationError(
             f"{self.name}: nothing inside is called {name}; there are {[t.name for t in definitions(self)]}"
         )
+
+
+def _counts_the_same(first: Dim, second: Dim) -> bool:
+    """Whether two products have the same factors, in whatever order they are counted."""
+    names = [sorted(factor.dim.name for factor in dim.factors) for dim in (first, second)]
+    return bool(names[0]) and names[0] == names[1]
 
 
 def _range_of(index: Any) -> Dim | None:
@@ -313,13 +350,27 @@ def tensor(
     return Tensor(name, axes, role=role, positive=positive, nonnegative=nonnegative)
 
 
-def mask(name: str, *axes: Index, argument: str = "mask", causal: bool = False) -> Tensor:
+def mask(name: str, *axes: Index, argument: str = "mask", causal: bool = False, keyword: bool = False) -> Tensor:
     """Who may look at whom: 1 or 0 (bool in torch), 1 everywhere when left out. Proofs let it be any real tensor ≥ 0.
 
     `causal=True` says that the operation also takes `is_causal`, which multiplies the mask by a lower triangle.
     """
-    role = Role(argument, kind="mask", default=sp.S.One, causal=causal)
+    role = Role(argument, kind="mask", default=sp.S.One, causal=causal, keyword=keyword)
     return Tensor(name, axes, role=role, nonnegative=True)
+
+
+def live(name: str, *axes: Index) -> Tensor:
+    """1, and 0 where the mask of the formula keeps nothing: a factor that states the convention for such rows."""
+    return Tensor(name, axes, role=Role("", kind="live", default=sp.S.One), nonnegative=True)
+
+
+def choice(name: str, *axes: Index, argument: str, ignored: str = "") -> Tensor:
+    """One class for each row, as a matrix: 1 at the class, 0 elsewhere (int64 without the last axis in torch).
+
+    `ignored="ignore_index"` says that the operation takes a keyword of that name, and that the row of a class of that
+    value is 0 everywhere. Proofs let it be any real tensor ≥ 0.
+    """
+    return Tensor(name, axes, role=Role(argument, kind="index", ignored=ignored), nonnegative=True)
 
 
 def scalar(name: str, default: Any = None, *, positive: bool = False) -> Tensor:
@@ -331,6 +382,19 @@ def scalar(name: str, default: Any = None, *, positive: bool = False) -> Tensor:
 def permutation(name: str, axis: Index) -> Tensor:
     """A bijection of the values of `axis`: K[π[j], k] is row π(j) of K."""
     return Tensor(name, (axis,), role=Role(name, kind="permutation", batched=False), permutation=True)
+
+
+def orthonormal(matrix: Tensor, along: Index) -> Tensor:
+    """A matrix in place of `matrix` with Σ over `along` of T[…, a] T[…, b] = δ(a, b): for `assume(…, by={U: …})`.
+
+    Provers take it to be any such matrix; numbers are drawn with that property.
+    """
+    return Tensor(matrix.name, matrix.axes, role=matrix.role, orthonormal=along)
+
+
+def centred(matrix: Tensor, along: Index) -> Tensor:
+    """A matrix in the place of `matrix` whose sum over `along` is zero: for `assume(…, by={X: …})`."""
+    return Tensor(matrix.name, matrix.axes, role=matrix.role, centred=along)
 
 
 def define(name: str, axes: Sequence[Index], body: Any) -> Tensor:
@@ -356,6 +420,23 @@ def concat(name: str, axes: Sequence[Index], *blocks: Any) -> Tensor:
     if len(blocks) != len(along[0].dim.parts):
         raise DeclarationError(f"{name}: {len(blocks)} blocks for the {len(along[0].dim.parts)} parts of {along[0]}")
     return Tensor(name, axes, blocks=tuple(sp.sympify(block) for block in blocks))
+
+
+def product(whole: Index, *factors: Index) -> Index:
+    """An index called as `whole` that counts the pairs (or triples …) of `factors`, the last one fastest: h = g · r."""
+    if len(factors) < 2:
+        raise DeclarationError(f"product {whole}: needs two factors or more, got {len(factors)}")
+    return Index(whole.name, Dim(whole.dim.name, factors=tuple(factors)))
+
+
+def merge(name: str, axes: Sequence[Index], body: Any) -> Tensor:
+    """A tensor whose product axes run through their factors: `body` is written with the factors' own indices.
+
+    `merge("K", (p, j, k), K[g, j, k])` where `p = product(p, g, r)` repeats each K_g r times, as one axis of g · r.
+    """
+    if not any(axis.dim.factors for axis in axes):
+        raise DeclarationError(f"{name}: merge needs a product axis among {tuple(axes)}")
+    return Tensor(name, axes, blocks=(sp.sympify(body),))
 
 
 def split_axis(tensor: Tensor) -> int:
@@ -387,6 +468,11 @@ def _bind(make: Any, body: Any, over: Sequence[Index]) -> sp.Expr:
         bound = position.fresh()
         expr = make(expr.xreplace({position: bound}), bound.limits)
     return expr
+
+
+def delta(first: Index, second: Index) -> sp.Expr:
+    """1 where both indices are equal, else 0."""
+    return sp.KroneckerDelta(first, second)
 
 
 def sqrt(value: Any) -> sp.Expr:

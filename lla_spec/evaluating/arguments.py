@@ -5,19 +5,28 @@ Everything is read off the formula's parameters and their roles, so a new operat
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import sympy as sp
 
 from lla_spec.calculus import gradient_parameters
 from lla_spec.evaluating import layout
 from lla_spec.evaluating.compiling import compile_formula, compile_vjp
+from lla_spec.evaluating.float64 import Float64
 from lla_spec.evaluating.plan import Domain, Plan
+from lla_spec.interface import (
+    IGNORE_INDEX,
+    has_rows,
+    own_axes,
+    signature,
+    torch_axes,
+    torch_parameters,
+    torch_shape,
+    unmerged_sizes,
+)
 from lla_spec.language import Formula, registry
 from lla_spec.symbols import Index, Tensor
 
@@ -37,74 +46,46 @@ def operation(name: str) -> Formula:
     return found
 
 
-def torch_parameters(formula: Formula) -> dict[str, tuple[str, Tensor]]:
-    """The parameters that torch code takes: torch name -> (spec name, tensor). The others keep their defaults."""
-    return {
-        p.role.argument: (name, p) for name, p in formula.parameters.items() if p.role is not None and p.role.argument
-    }
-
-
-def signature(formula: Formula, *, vjp: bool = False) -> inspect.Signature:
-    """The torch signature of an operation, or of its VJP.
-
-    >>> from lla_spec.language import registry
-    >>> print(signature(registry.formulas["attention"]))
-    (q, k, v, mask=None, *, is_causal=False, scale=None)
-    >>> print(signature(registry.formulas["linear"], vjp=True))
-    (x, weight, bias=None, *, grad_output)
-    """
-    positional: list[inspect.Parameter] = []
-    keywords: list[inspect.Parameter] = []
-    if vjp:
-        keywords.append(inspect.Parameter("grad_output", inspect.Parameter.KEYWORD_ONLY))
-    for name, (_, tensor) in torch_parameters(formula).items():
-        role = tensor.role
-        assert role is not None
-        if role.causal:
-            keywords.append(inspect.Parameter("is_causal", inspect.Parameter.KEYWORD_ONLY, default=False))
-        default = inspect.Parameter.empty if role.default is None else None
-        if role.kind == "scalar":
-            if isinstance(role.default, sp.Number):
-                default = float(role.default)
-            keywords.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default))
-        else:
-            positional.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default))
-    return inspect.Signature([*positional, *keywords])
-
-
 @dataclass(frozen=True)
 class Prepared:
     """One evaluation, ready to run: the plan, its inputs by spec name, and how results become torch's arrays."""
 
     plan: Plan
     inputs: dict[str, Any]
-    axes: dict[str, tuple[Index, ...]]  # of each result, by result name
+    axes: dict[str, tuple[Index, ...]]  # of each result, by result name, without the rows
+    leads: dict[str, tuple[int, ...]]  # the leading axes of each result in torch's layout
     shapes: dict[str, tuple[int, ...]]  # of each result, in torch's layout
     sizes: dict[str, int]  # of the dimensions, by name
     lead: tuple[int, ...]  # the batch axes in front of a result, before those that an argument lacks are summed
     rows: Index | None
     masks: dict[str, Array]  # the masks as they were given, before empty rows were filled
     empty: tuple[tuple[Index, ...], Array] | None  # where a mask keeps nothing: its axes, and (batch, axes) booleans
+    vjp: bool = False
+    void: bool = False  # no row has a class: a mean over none of them
 
     def run(self, domain: Domain, inputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The results in torch's layout, in the domain's form."""
-        found = self.plan.run(domain, self.inputs if inputs is None else inputs)
+        found = self.plan.run(domain, self.inputs if inputs is None else inputs, self.sizes)
         return {name: self.restore(domain, name, value) for name, value in found.items()}
 
     def restore(self, domain: Domain, name: str, value: Any) -> Any:
         """One result in torch's layout: rows become the leading axes; batch axes that an argument lacks are summed."""
-        axes, shape = self.axes[name], self.shapes[name]
+        shape = self.shapes[name]
         if self.rows is not None:  # all leading axes are rows: they stand in the plan, and are summed there
             return domain.move(lambda array: array.reshape(shape), value)
-        own = shape[len(shape) - len(axes) :]
-        kept = (1,) * (len(self.lead) - (len(shape) - len(own))) + shape[: len(shape) - len(own)]
+        own, kept = self._own(name), self.leads[name]
+        kept = (1,) * (len(self.lead) - len(kept)) + kept
         summed = [k for k, (full, here) in enumerate(zip(self.lead, kept, strict=True)) if here != full]
         value = domain.move(lambda array: np.broadcast_to(array, (*self.lead, *own)), value)
-        if not summed:
+        if summed:
+            last = tuple(range(-len(summed), 0))
+            value = domain.sum(domain.move(lambda array: np.moveaxis(array, summed, last), value), len(summed))
+        elif (*self.lead, *own) == shape:
             return value
-        last = tuple(range(-len(summed), 0))
-        value = domain.sum(domain.move(lambda array: np.moveaxis(array, summed, last), value), len(summed))
         return domain.move(lambda array: array.reshape(shape), value)
+
+    def _own(self, name: str) -> tuple[int, ...]:
+        return tuple(axis.dim.size(self.sizes) for axis in self.axes[name])
 
     @property
     def entries(self) -> int:
@@ -115,7 +96,11 @@ class Prepared:
         """True where a result's entry belongs to a row with no key to look at, broadcastable to the result."""
         if self.empty is None or not set(self.empty[0]) <= set(self.axes[name]):
             return None
-        return _aligned(self.empty, self.axes[name])
+        found, own = _aligned(self.empty, self.axes[name]), self._own(name)
+        if own == self.shapes[name][len(self.leads[name]) :]:
+            return found
+        whole = np.broadcast_to(found, (*found.shape[: found.ndim - len(own)], *own))
+        return whole.reshape(*found.shape[: found.ndim - len(own)], *self.shapes[name][len(self.leads[name]) :])
 
 
 def prepare(
@@ -137,19 +122,24 @@ class _Reader:
         self.parameters = torch_parameters(formula)
         self.inputs: dict[str, Any] = {}
         self.sizes: dict[str, int] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of torch's arrays, by spec name
         self.leads: dict[str, tuple[int, ...]] = {}
         self.masks: dict[str, Array] = {}
         self.empty: tuple[tuple[Index, ...], Array] | None = None
 
     def prepared(self) -> Prepared:
         self._check_names()
-        for argument, (name, tensor) in self.parameters.items():
-            if tensor.role and tensor.role.kind != "mask":
-                self._read(argument, name, tensor)
+        kinds = {argument: tensor.role.kind for argument, (_, tensor) in self.parameters.items() if tensor.role}
+        given = {argument: (name, t) for argument, (name, t) in self.parameters.items() if kinds[argument] != "mask"}
         if self.vjp:
-            self._read("grad_output", "grad_output", self.formula.result)
+            given["grad_output"] = ("grad_output", self.formula.result)
+        arrays = {argument: self._array(argument, name, tensor) for argument, (name, tensor) in given.items()}
+        self._find_sizes({given[argument][0]: argument for argument, array in arrays.items() if array is not None})
+        for argument, array in arrays.items():
+            if array is not None:
+                self._read(argument, *given[argument], array)
         for argument, (name, tensor) in self.parameters.items():
-            if tensor.role and tensor.role.kind == "mask":
+            if kinds[argument] == "mask":
                 self._read_mask(argument, name, tensor)
         omitted = frozenset(set(self.formula.parameters) - set(self.inputs))
         lead = self._lead()
@@ -157,17 +147,34 @@ class _Reader:
         plan = (
             compile_vjp(self.formula, tuple(results), omitted) if self.vjp else compile_formula(self.formula, omitted)
         )
-        shapes = {name: self._shape(name, tensor, lead) for name, tensor in results.items()}
-        axes = {name: tensor.axes for name, tensor in results.items()}
+        leads = {name: self._lead_of(name, tensor, lead) for name, tensor in results.items()}
+        shapes = {name: (*leads[name], *torch_shape(self.formula, t, self.sizes)) for name, t in results.items()}
+        axes = {name: own_axes(self.formula, tensor) for name, tensor in results.items()}
         rows = self.formula.rows
         sizes = self.sizes if rows is None else {**self.sizes, rows.dim.name: math.prod(lead)}
-        return Prepared(plan, self.inputs, axes, shapes, sizes, lead, rows, self.masks, self.empty)
+        return Prepared(
+            plan, self.inputs, axes, leads, shapes, sizes, lead, rows, self.masks, self.empty, self.vjp,
+            self._void(sizes),
+        )  # fmt: skip
+
+    def _void(self, sizes: Mapping[str, int]) -> bool:
+        """A mean over the rows that have a class, where none has: 0/0."""
+        chosen = [self.inputs[name] for name, t in self.parameters.values() if t.role and t.role.kind == "index"]
+        if self.formula.result.axes[:1] == (self.formula.rows,) or not chosen or any(array.any() for array in chosen):
+            return False
+        forward = compile_formula(self.formula, frozenset(set(self.formula.parameters) - set(self.inputs)))
+        with np.errstate(all="ignore"):
+            (found,) = forward.run(Float64(), self.inputs, sizes).values()
+        return bool(np.isnan(found).any())
 
     def _check_names(self) -> None:
         known = set(signature(self.formula, vjp=self.vjp).parameters)
         for name in self.arguments:
             if name not in known:
                 raise ArgumentError(f"{self.what}: has no argument {name}; it takes {', '.join(sorted(known))}")
+        for name, value in self.formula.keywords.items():
+            if self.arguments.get(name, value) != value:
+                raise ArgumentError(f"{self.what}: {name} is {self.arguments[name]!r}, but this formula is {value!r}")
 
     def _results(self, omitted: frozenset[str]) -> dict[str, Tensor]:
         if not self.vjp:
@@ -175,35 +182,64 @@ class _Reader:
         wrt = [name for name in gradient_parameters(self.formula) if name not in omitted]
         return {name: self.formula.parameters[name] for name in wrt}
 
-    def _read(self, argument: str, name: str, tensor: Tensor) -> None:
+    def _array(self, argument: str, name: str, tensor: Tensor) -> Array | None:
+        """The argument as an array with enough axes; None where it is left out."""
         value = self.arguments.get(argument)
         role = tensor.role
         if value is None:
             if role is None or role.default is None:
                 raise ArgumentError(f"{self.what}: {argument} is missing")
-            return
-        array = np.asarray(value, dtype=np.int64 if tensor.permutation else np.float64)
-        rank = len(tensor.axes)
-        rows = bool(rank) and tensor.axes[0] == self.formula.rows
-        needed = rank - rows
+            return None
+        integers = tensor.permutation or (role is not None and role.kind == "index")
+        array = np.asarray(value, dtype=np.int64 if integers else np.float64)
+        needed = len(torch_axes(self.formula, tensor))
         if array.ndim < needed:
             raise ArgumentError(f"{self.what}: {argument} has shape {array.shape} but needs at least {needed} axes")
-        own = array.shape[array.ndim - needed :]
         self.leads[argument] = array.shape[: array.ndim - needed]
-        for axis, size in zip(tensor.axes[rows:], own, strict=True):
-            known = self.sizes.setdefault(axis.dim.name, size)
-            if known != size:
-                raise ArgumentError(
-                    f"{self.what}: {argument} has shape {array.shape}, {size} on axis "
-                    f"{tensor.axes.index(axis) - rank}, but {axis.dim.name} is already {known}"
-                )
+        self.shapes[name] = array.shape
         if role is not None and not role.batched and self.leads[argument]:
             raise ArgumentError(
                 f"{self.what}: {argument} has shape {array.shape} but takes no batch axes, only {needed} axes"
             )
-        if rows:
-            array = array.reshape(math.prod(self.leads[argument]), *own)
+        return array
+
+    def _find_sizes(self, arguments: Mapping[str, str]) -> None:
+        counts: dict[str, int] = {}
+        for name in self.formula.counts:
+            value = self.arguments.get(name)
+            first = next(iter(counts.values()), None)  # the later ones have the first as their default
+            if value is None and first is None:
+                raise ArgumentError(f"{self.what}: {name} is missing")
+            counts[name] = int(value if value is not None else first)  # pyright: ignore[reportArgumentType]
+        self.sizes, wrong = unmerged_sizes(self.formula, {n: self.shapes[n] for n in arguments}, counts)
+        if wrong:
+            raise ArgumentError(f"{self.what}: {wrong}")
+
+    def _read(self, argument: str, name: str, tensor: Tensor, array: Array) -> None:
+        lead = self.leads[argument]
+        if tensor.role is not None and tensor.role.kind == "index":
+            array = self._one_hot(argument, tensor, array)
+        own = tuple(axis.dim.size(self.sizes) for axis in own_axes(self.formula, tensor))
+        if has_rows(self.formula, tensor):
+            array = array.reshape(math.prod(lead), *own)
+        elif own != array.shape[len(lead) :]:
+            array = array.reshape(*lead, *own)
         self.inputs[name] = array
+
+    def _one_hot(self, argument: str, tensor: Tensor, classes: Array) -> Array:
+        """(…, V) zeros and ones; the row of an ignored class is 0."""
+        role = tensor.role
+        assert role is not None
+        dim = tensor.axes[-1].dim
+        if dim.name not in self.sizes:
+            raise ArgumentError(f"{self.what}: the number of classes {dim} of {argument} does not follow")
+        count = self.sizes[dim.name]
+        given = self.arguments.get(role.ignored, IGNORE_INDEX) if role.ignored else None
+        kept = np.ones(classes.shape, bool) if given is None else classes != given
+        wrong = classes[kept & ((classes < 0) | (classes >= count))]
+        if wrong.size:
+            raise ArgumentError(f"{self.what}: {argument} has the class {wrong[0]}, outside of [0, {count})")
+        return ((classes[..., None] == np.arange(count)) & kept[..., None]).astype(np.float64)
 
     def _lead(self) -> tuple[int, ...]:
         """The batch axes of the whole evaluation; where rows run through the leading axes, those."""
@@ -219,16 +255,14 @@ class _Reader:
         return lead
 
     def _with_rows(self) -> set[str]:
-        found = {a for a, (_, t) in self.parameters.items() if t.axes and t.axes[0] == self.formula.rows}
-        return found | ({"grad_output"} if self.formula.result.axes[:1] == (self.formula.rows,) else set())
+        found = {a for a, (_, t) in self.parameters.items() if has_rows(self.formula, t)}
+        return found | ({"grad_output"} if has_rows(self.formula, self.formula.result) else set())
 
-    def _shape(self, name: str, tensor: Tensor, lead: tuple[int, ...]) -> tuple[int, ...]:
-        rows = tensor.axes[:1] == (self.formula.rows,)
-        own = tuple(axis.dim.size(self.sizes) for axis in tensor.axes[int(rows) :])
-        if not self.vjp:
-            return (*lead, *own)
-        argument = next(a for a, (n, _) in self.parameters.items() if n == name)
-        return (*self.leads[argument], *own)
+    def _lead_of(self, name: str, tensor: Tensor, lead: tuple[int, ...]) -> tuple[int, ...]:
+        """The leading axes of a result: all of them; none where the rows were summed; for a gradient its argument's."""
+        if self.vjp:
+            return self.leads[next(a for a, (n, _) in self.parameters.items() if n == name)]
+        return lead if self.formula.rows is None or has_rows(self.formula, tensor) else ()
 
     # ---- masks
 
@@ -237,38 +271,44 @@ class _Reader:
 
         A row with no key to look at is outside the formula's domain (0/0). By convention its result is 0 and it sends
         no gradient. It is evaluated with a mask of ones and a cotangent of 0, so that nothing is 0/0 and everything
-        that it adds to a gradient is a product with 0, which is exact; then its result is set to 0.
+        that it adds to a gradient is a product with 0, which is exact; then its result is set to 0. A formula that goes
+        on after its masked rows states the convention itself, by the factor `live`.
         """
         given = self.arguments.get(argument)
         causal = bool(tensor.role and tensor.role.causal and self.arguments.get("is_causal"))
         if given is None and not causal:
             return
-        shape = tuple(axis.dim.size(self.sizes) for axis in tensor.axes)
-        keep = np.ones(shape, bool)
-        if given is not None:
-            keep = np.asarray(given).astype(bool)
-            if keep.ndim < len(shape):
-                raise ArgumentError(
-                    f"{self.what}: {argument} has shape {keep.shape} but needs at least {len(shape)} axes"
-                )
-            lead = keep.shape[: keep.ndim - len(shape)]
-            try:
-                keep = np.broadcast_to(keep, (*lead, *shape))
-            except ValueError:
-                raise ArgumentError(
-                    f"{self.what}: {argument} has shape {keep.shape}, which does not broadcast to (..., "
-                    f"{', '.join(map(str, shape))})"
-                ) from None
-            self.leads[argument] = lead
+        shape = torch_shape(self.formula, tensor, self.sizes)
+        keep = np.ones(shape, bool) if given is None else self._broadcast(argument, np.asarray(given, bool), shape)
+        lead = keep.shape[: keep.ndim - len(shape)]
+        self.leads[argument] = lead
         if causal:
             keep = keep & self._lower_triangle(*shape[-2:])
+        keep = keep.reshape(*lead, *(axis.dim.size(self.sizes) for axis in tensor.axes))
         self.masks[name] = keep
         empty = ~np.asarray(keep.any(axis=-1))
         if empty.any():
             keep = keep | empty[..., None]
-            self.empty = (tensor.axes[:-1], empty)
-            self._silence(tensor)
+            living = [n for n, t in self.formula.parameters.items() if t.role and t.role.kind == "live"]
+            if living:
+                self.inputs[living[0]] = (~empty).astype(np.float64)
+            else:
+                self.empty = (tensor.axes[:-1], empty)
+                self._silence(tensor)
         self.inputs[name] = keep.astype(np.float64)
+
+    def _broadcast(self, argument: str, keep: Array, shape: tuple[int, ...]) -> Array:
+        """The mask over its lead and all its axes; those of the heads may be missing."""
+        needed = min(len(shape), 2)
+        if keep.ndim < needed:
+            raise ArgumentError(f"{self.what}: {argument} has shape {keep.shape} but needs at least {needed} axes")
+        try:
+            return np.broadcast_to(keep, (*keep.shape[: max(keep.ndim - len(shape), 0)], *shape))
+        except ValueError:
+            raise ArgumentError(
+                f"{self.what}: {argument} has shape {keep.shape}, which does not broadcast to (..., "
+                f"{', '.join(map(str, shape))})"
+            ) from None
 
     def _lower_triangle(self, rows: int, columns: int) -> Array:
         """Row i sees the keys j <= i + (m - n), so the last query sees all of them; top-left: j <= i."""
@@ -291,4 +331,4 @@ def _aligned(empty: tuple[tuple[Index, ...], Array], axes: tuple[Index, ...]) ->
     return layout.Align(order, tuple(axis in own for axis in axes))({}, rows)
 
 
-__all__ = ["ArgumentError", "Prepared", "operation", "prepare", "signature", "torch_parameters"]
+__all__ = ["ArgumentError", "Prepared", "operation", "prepare"]

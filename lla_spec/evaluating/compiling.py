@@ -56,6 +56,9 @@ def _applied(formula: Formula, omitted: frozenset[str], replaced: Mapping[str, T
     return formula(**{**arguments, **(replaced or {})})
 
 
+NESTED = 16  # calls of one formula inside each other that are rewritten: more is a law that goes in circles
+
+
 class _Compiler(Contractions):
     """The walk over definitions and expressions."""
 
@@ -96,10 +99,11 @@ class _Compiler(Contractions):
         name = self.names.get(tensor.label, tensor.name)
         if any(entry.name == name for entry in self.inputs):
             raise DeclarationError(f"{name}: two inputs have this name; rename one")
-        kind = tensor.role.kind if tensor.role else "real"
-        self.inputs.append(Input(name, self.registers, tensor, kind, sized=kind != "mask"))
+        role = tensor.role.kind if tensor.role else "real"
+        kind = "mask" if role in ("mask", "index", "live") else role
+        self.inputs.append(Input(name, self.registers, tensor, kind, sized=role not in ("mask", "live")))
         self.registers += 1
-        return Value(self.registers - 1, tensor.axes, mask=kind == "mask")
+        return Value(self.registers - 1, tensor.axes, mask=kind == "mask", onehot=role == "index")
 
     def call(self, tensor: Tensor, outermost: bool) -> Value:
         """A call, through the law that says how to compute its formula, if there is one."""
@@ -112,7 +116,7 @@ class _Compiler(Contractions):
             assert tensor.body is not None
             value = self.expression(tensor.body)
         else:
-            if call.formula in self.open:
+            if self.open.count(call.formula) >= NESTED:
                 raise DeclarationError(f"{call.formula.id}: the laws marked evaluate compute it from itself")
             self.open.append(call.formula)
             value = self.instance(computed(**call.arguments), tensor.axes)
@@ -136,6 +140,8 @@ class _Compiler(Contractions):
         self.tensors[argument.label] = replace(value, register=self.method("edge", [value.register], kind))
 
     def concatenation(self, tensor: Tensor) -> Value:
+        if not any(axis.dim.parts for axis in tensor.axes):
+            return self.merged(tensor)
         position = split_axis(tensor)
         values, registers = [], []
         for part, block in zip(tensor.axes[position].dim.parts, tensor.blocks, strict=True):
@@ -144,6 +150,13 @@ class _Compiler(Contractions):
             registers.append(self.spread(values[-1], axes))
         joined = self.move(layout.Join(len(tensor.axes), position), *registers)
         return Value(joined, tensor.axes, mask=all(value.mask for value in values))
+
+    def merged(self, tensor: Tensor) -> Value:
+        """Product axes: the factors side by side, then as one."""
+        groups = tuple(axis.dim.factors or (axis,) for axis in tensor.axes)
+        value = self.expression(tensor.blocks[0])
+        whole = self.spread(value, [axis for group in groups for axis in group])
+        return Value(self.move(layout.Merge(tuple(map(len, groups))), whole), tensor.axes, mask=value.mask)
 
     def entry(self, value: Value, axes: Sequence[Index], where: Sequence[Any]) -> Value:
         """The value of a tensor over `axes`, read at the indices `where`: plain ones rename, all others gather."""

@@ -20,12 +20,14 @@ from lla_spec.symbols import Dim, Index
 class Value:
     """A register and what its axes (after the batch axes) range over.
 
-    `mask`: a 0/1 factor. `peak`: the axes of a maximum that stands in it as a term, if one does.
+    `mask`: a 0/1 factor; `onehot`: one that may stand in a matrix product as well (a choice of a class). `peak`: the
+    axes of a maximum that stands in it as a term, if one does.
     """
 
     register: int
     axes: tuple[Index, ...] = ()
     mask: bool = False
+    onehot: bool = False
     peak: tuple[Index, ...] | None = None
 
     def renamed(self, names: Mapping[Index, Index]) -> Value:
@@ -127,6 +129,8 @@ class Contractions:
             fits = [position for position, value in enumerate(others) if set(mask.axes) <= set(value.axes)]
             if fits:
                 others[fits[0]] = self.binary("mask", others[fits[0]], mask)
+            elif mask.onehot:
+                others.append(replace(mask, mask=False))
             else:
                 whole = functools.reduce(functools.partial(self.binary, "multiply"), others)
                 others = [self.binary("mask", whole, mask)]

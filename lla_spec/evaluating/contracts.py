@@ -115,6 +115,7 @@ class Contract:
     variance          "two_pass", "welford" (covers two-pass) or "naive" (E[x²]-μ²)
     grad_partials     "acc", or "io": attention gradients summed over blocks of >= 32 terms, kept in io
     tf32              operands of matrix products are rounded to tf32
+    svd_excess        t: a randomised SVD, ‖A - Â_k‖ <= (1+t)·optimum instead of singular pairs; 0: exact
     statistical       λ > 0: γ_n is replaced by min(γ_n, γ̃_n(λ)); 0: hard
 
     Raises ValueError for a value outside these.
@@ -134,6 +135,7 @@ class Contract:
     variance: str = "welford"
     grad_partials: str = "acc"
     tf32: bool = False
+    svd_excess: float = 0.0
     statistical: float = 0.0
 
     def __post_init__(self) -> None:
@@ -152,7 +154,7 @@ class Contract:
         for name in ("score_casts", "scale_casts"):
             if not _is_count(getattr(self, name)):
                 raise ValueError(f"contract: {name} is {getattr(self, name)!r}, expected an integer >= 0")
-        for name in ("exp_ulp", "kappa", "statistical"):
+        for name in ("exp_ulp", "kappa", "svd_excess", "statistical"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ValueError(f"contract: {name} is {value!r}, expected a finite number >= 0")

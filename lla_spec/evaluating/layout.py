@@ -66,6 +66,19 @@ class Join:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """The last axes in groups, so many in each, every group as one axis, row-major."""
+
+    groups: tuple[int, ...]
+
+    def __call__(self, sizes: Sizes, *arrays: np.ndarray) -> np.ndarray:
+        (array,) = arrays
+        shape = list(array.shape[array.ndim - sum(self.groups) :])
+        merged = [math.prod(shape.pop(0) for _ in range(count)) for count in self.groups]
+        return array.reshape(*array.shape[: array.ndim - sum(self.groups)], *merged)
+
+
+@dataclass(frozen=True)
 class Flatten:
     """The last axes as two: the first of `groups` counts the axes of the first, then come the second's."""
 
@@ -87,7 +100,7 @@ class Unflatten:
 
     def __call__(self, sizes: Sizes, *arrays: np.ndarray) -> np.ndarray:
         (array,) = arrays
-        return array.reshape(*array.shape[:-2], *(dim.size(sizes) for dim in (*self.left, *self.right)))
+        return array.reshape((*array.shape[:-2], *(dim.size(sizes) for dim in (*self.left, *self.right))))
 
 
 def gather(fixed: tuple[int | None, ...], alignments: tuple[Align, ...]) -> Callable[..., Any]:

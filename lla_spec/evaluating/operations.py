@@ -8,7 +8,7 @@ Arguments are float64 arrays that hold exactly what the kernel was given, by tor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ from lla_spec.evaluating.exactness import results_are_exact, rounded
 from lla_spec.evaluating.float64 import Float64
 from lla_spec.evaluating.nonfinite import Special, special
 from lla_spec.evaluating.rounding import Approximate, Rounding
-from lla_spec.evaluating.sharp import rule_for
+from lla_spec.evaluating.sharp import rule_for, stands_alone
 from lla_spec.evaluating.sharp.roundings import ORACLE_U, finish
+from lla_spec.interface import torch_shape
 
 Array = np.ndarray
 Arguments = Mapping[str, Any]
@@ -31,6 +32,8 @@ Results = dict[str, Any]
 BALL_BITS = (128, 512, 2560)
 """Precisions that are tried in turn until every entry's ball rounds to one float64. Products of scores near the largest
 float64 need the last one before exp."""
+
+NEGLIGIBLE = 2.0**-300
 
 GENERIC_ENTRIES = 1 << 12
 """The generic rule is evaluated beside a sharp one up to this many entries of the largest array on the way, since it
@@ -87,7 +90,7 @@ def bound(
     oracle_u = 0.0 if exact else ORACLE_U
     sharp = _sharp(name, _explicit(name, prepared, arguments), contract, vjp, oracle_u)
     bounds = {key: None if sharp is None else _renamed(sharp, name, key, vjp) for key in values}
-    if sharp is None or (_generic_holds(prepared, contract, vjp) and prepared.entries <= GENERIC_ENTRIES):
+    if sharp is None or (_generic_holds(name, prepared, contract, vjp) and prepared.entries <= GENERIC_ENTRIES):
         for key, generic in _generic(prepared, found, contract, oracle_u, vjp).items():
             other = bounds[key]
             bounds[key] = generic if other is None else generic.minimum(other)
@@ -152,10 +155,21 @@ def _exact(prepared: Prepared, found: Special | None) -> tuple[dict[str, Array],
         with balls.precision(bits):
             values = _evaluated(prepared, found, balls.Balls())
             enclosures = {name: balls.enclosure(value) for name, value in values.items()}
-        if all(e.rounded.all() for e in enclosures.values()):
+        if _settled(enclosures.values()):
             break
-    high = {name: e.high for name, e in enclosures.items()}
-    return high, {name: np.abs(e.low) + e.radius for name, e in enclosures.items()}
+    # A ball around 0 that did not settle is as good as 0, and no better than its far end.
+    unknown = {name: ~e.rounded & (np.abs(e.high + e.low) <= e.radius) for name, e in enclosures.items()}
+    high = {name: np.where(unknown[name], 0.0, e.high) for name, e in enclosures.items()}
+    far = {name: np.where(unknown[name], np.abs(e.high), 0.0) for name, e in enclosures.items()}
+    return high, {name: far[name] + np.abs(e.low) + e.radius for name, e in enclosures.items()}
+
+
+def _settled(enclosures: Collection[balls.Enclosure]) -> bool:
+    """Whether every ball rounds to one float64, or is so small beside the results that it hides nothing: the exact 0
+    of a key bias's gradient has no first digit to be found. What stays open is added to the bound.
+    """
+    largest = max((np.abs(e.high).max(initial=0.0) for e in enclosures), default=0.0)
+    return all((e.rounded | (np.abs(e.low) + e.radius <= NEGLIGIBLE * largest)).all() for e in enclosures)
 
 
 def _conventions(prepared: Prepared, found: Special | None, name: str, value: Array) -> Array:
@@ -164,17 +178,21 @@ def _conventions(prepared: Prepared, found: Special | None, name: str, value: Ar
         value = np.where(empty, 0.0, value)
     if found is not None:
         value = np.where(found.nan[name] | found.infinite[name], np.nan, value)
+    if prepared.void:  # the mean over nothing is NaN, and nothing pulls on its gradients
+        value = np.full(value.shape, 0.0 if prepared.vjp else np.nan)
     return value
 
 
 # ---- bounds
 
 
-def _generic_holds(prepared: Prepared, contract: Contract, vjp: bool) -> bool:
+def _generic_holds(name: str, prepared: Prepared, contract: Contract, vjp: bool) -> bool:
     """Whether the generic rule holds for every kernel of the contract, and not for the declaration's own steps alone.
     It casts scores where the declaration has them, after the scale; before it they may overflow, or underflow, earlier.
+    It knows neither roundings between the operations of a composite nor other algorithms: a sharp rule that allows for
+    them stands alone.
     """
-    return prepared.plan.is_multilinear or not (vjp or contract.score_casts)
+    return not stands_alone(name) and (prepared.plan.is_multilinear or not (vjp or contract.score_casts))
 
 
 def _generic(
@@ -199,8 +217,14 @@ def _explicit(name: str, prepared: Prepared, arguments: Arguments) -> Arguments:
     """The arguments for a sharp rule, which knows no alignment of the causal triangle: it gets a mask that holds it."""
     if not arguments.get("is_causal"):
         return arguments
-    masks = {_torch_name(name, key): keep for key, keep in prepared.masks.items()}
+    masks = {_torch_name(name, key): _torch_mask(name, key, prepared) for key in prepared.masks}
     return {**arguments, **masks, "is_causal": False}
+
+
+def _torch_mask(name: str, key: str, prepared: Prepared) -> Array:
+    formula, keep = operation(name), prepared.masks[key]
+    lead = keep.shape[: keep.ndim - len(formula.parameters[key].axes)]
+    return keep.reshape(*lead, *torch_shape(formula, formula.parameters[key], prepared.sizes))
 
 
 def _sharp(name: str, arguments: Arguments, contract: Contract, vjp: bool, oracle_u: float) -> Any:
@@ -221,6 +245,8 @@ def _judged(
     if found is not None:
         for where, known in ((found.infinite[name], np.inf), (found.nan[name], 0.0)):
             error, before = np.where(where, known, error), np.where(where, known, before)
+    if prepared.void:
+        error, before = np.zeros(error.shape), np.zeros(before.shape)
     return Bounded(value, error, before)
 
 

@@ -174,5 +174,5 @@ class Plan:
             return
         for axis, size in zip(entry.tensor.axes, array.shape[array.ndim - rank :], strict=True):
             dim: Dim = axis.dim
-            if not dim.parts and found.setdefault(dim.name, size) != size:
+            if not (dim.parts or dim.factors) and found.setdefault(dim.name, size) != size:
                 raise PlanError(f"{entry.name}: has shape {array.shape}, but {dim} is already {found[dim.name]}")

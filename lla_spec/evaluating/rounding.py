@@ -122,7 +122,9 @@ class Rounding:
 
     def multiply(self, a: Approximate, b: Approximate) -> Approximate:
         value = a.value * b.value
-        zero = ((a.value == 0) & (a.deviation == 0)) | ((b.value == 0) & (b.deviation == 0))
+        # 0 times what may be infinite is NaN, not 0
+        zero = (a.value == 0) & (a.deviation == 0) & np.isfinite(b.deviation)
+        zero = zero | ((b.value == 0) & (b.deviation == 0) & np.isfinite(a.deviation))
         return self.rounded(value, self._product_error(a, b), self.model.few(1), zero)
 
     def _product_error(self, a: Approximate, b: Approximate) -> Array:
@@ -131,7 +133,7 @@ class Rounding:
             error = error + a.error * np.abs(b.value)
         if b.error is not None:
             error = error + (np.abs(a.value) + a.deviation) * b.error
-        return error
+        return np.where(np.isnan(error), np.inf, error)
 
     def mask(self, a: Approximate, mask: Approximate) -> Approximate:
         hidden = mask.value == 0

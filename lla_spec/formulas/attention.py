@@ -14,11 +14,13 @@ from lla_spec.symbols import (
     Sum,
     concat,
     define,
+    delta,
     dims,
     exp,
     index,
     log,
     mask,
+    orthonormal,
     permutation,
     scalar,
     split,
@@ -29,6 +31,7 @@ from lla_spec.symbols import (
 n, m, d, e, m1, m2 = dims("n m d e m1 m2")
 i, j, k, c = index("i", n), index("j", m), index("k", d), index("c", e)
 j1, j2 = index("j1", m1), index("j2", m2)
+i1 = index("i1", dims("n1"))
 
 Q, K, V = tensor("Q", i, k), tensor("K", j, k), tensor("V", j, c)
 M = mask("M", i, j, causal=True)  # who may look at whom; 1 everywhere when left out
@@ -97,6 +100,30 @@ def scaled_queries():
     return Eq(attention(define("Q'", (i, k), Q[i, k] * scale), K, V, M, 1), attention(Q, K, V, M, scale))
 
 
+@identity
+def rotated_queries_and_keys():
+    """One rotation of all queries and keys changes nothing: scores see angles only. Catches a rotation of one of them."""
+    k2, l = index("k2", d), index("l", d)
+    R = tensor("R", k, l)
+    assume(Eq(Sum(R[k, l] * R[k2, l], l), delta(k, k2)), by={R: orthonormal(R, along=l)})
+    turned = define("Q'", (i, l), Sum(Q[i, k] * R[k, l], k)), define("K'", (j, l), Sum(K[j, k] * R[k, l], k))
+    return Eq(attention(*turned, V, M), attention(Q, K, V, M))
+
+
+@identity
+def absorbed_projections():
+    """(X W_q)(Y W_k)ᵀ = X (W_q W_kᵀ) Yᵀ: two projections act as one. Justifies caching the inputs instead of the keys."""
+    p, q = dims("p q")
+    a, b = index("a", p), index("b", q)
+    X, Y = tensor("X", i, a), tensor("Y", j, b)
+    W_q, W_k = tensor("W_q", a, k), tensor("W_k", b, k)
+    Q, K = define("Q", (i, k), Sum(X[i, a] * W_q[a, k], a)), define("K", (j, k), Sum(Y[j, b] * W_k[b, k], b))
+    both = define("W", (a, b), Sum(W_q[a, k] * W_k[b, k], k))
+    return Eq(
+        attention(Q, K, V, M, scale), attention(define("X W", (i, b), Sum(X[i, a] * both[a, b], a)), Y, V, M, scale)
+    )
+
+
 @theorem
 def hull():
     """Every output lies in the convex hull of the values: a half-space that holds all v_j holds each o_i.
@@ -122,6 +149,14 @@ def masked_is_deleted():
         ),
         attention(Q, K1, V1),
     )
+
+
+@identity(corollary_of="attention.masked_is_deleted")
+def decoding_with_a_cache():
+    """A row of causal attention is one query against the keys up to its own: what a cache of keys and values computes."""
+    q, jj = tensor("q", i1, k), split(j, j1, j2)
+    seen, later = concat("K", (jj, k), K1[j1, k], K2[j2, k]), concat("V", (jj, c), V1[j1, c], V2[j2, c])
+    return Eq(attention(q, seen, later, concat("M", (i1, jj), 1, 0), scale), attention(q, K1, V1, None, scale))
 
 
 @identity(corollary_of="attention.masked_is_deleted")

@@ -12,6 +12,7 @@ from lla_spec.symbols import Sum, concat, define, dims, index, split, tensor
 n, m, d, e, p, d1, d2 = dims("n m d e p d1 d2")
 i, j, k, c, t = index("i", n), index("j", m), index("k", d), index("c", e), index("t", p)
 k1, k2 = index("k1", d1), index("k2", d2)
+i1, i2 = index("i1", dims("n1")), index("i2", dims("n2"))
 
 A, B = tensor("A", i, k), tensor("B", k, j)
 X = tensor("X", i, k)
@@ -77,6 +78,25 @@ def adjoint():
     y = tensor("y", i, c)
     back = linear(y, define("Wᵀ", (k, c), W[c, k]))
     return Eq(Sum(linear(X, W)[i, c] * y[i, c], c), Sum(X[i, k] * back[i, k], k))
+
+
+@identity
+def low_rank_update():
+    """(W + B A) x = W x + B (A x): an adapter of rank r may be merged into the weight (Hu et al. 2021, LoRA)."""
+    low, up = tensor("A", t, k), tensor("B", c, t)
+    merged = define("W'", (c, k), W[c, k] + Sum(up[c, t] * low[t, k], t))
+    apart = linear(linear(X, low), up)
+    return Eq(linear(X, merged, b), define("sum", (i, c), linear(X, W, b)[i, c] + apart[i, c]))
+
+
+@identity
+def shared_weight():
+    """A batch in two parts: the gradient of the weight that they share is the sum of both. Catches a mean over parts."""
+    ii = split(i, i1, i2)
+    X1, X2, Y1, Y2 = tensor("X1", i1, k), tensor("X2", i2, k), tensor("dY1", i1, c), tensor("dY2", i2, c)
+    whole = vjp(linear(concat("X", (ii, k), X1[i1, k], X2[i2, k]), W), W, concat("dY", (ii, c), Y1[i1, c], Y2[i2, c]))
+    first, second = vjp(linear(X1, W), W, Y1), vjp(linear(X2, W), W, Y2)
+    return Eq(whole, define("sum", (c, k), first[c, k] + second[c, k]))
 
 
 @identity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import sympy as sp
 from sympy.printing.str import StrPrinter
 
+from lla_spec.proving import orthonormal
 from lla_spec.proving.ball_field import Ball, BallField, ball, precision
 from lla_spec.proving.entries import Entries, Unreadable, Where, index_values, positions
 from lla_spec.symbols import Tensor
@@ -50,10 +51,18 @@ class Point:
 
 
 def random_point(tensors: Iterable[Tensor], sizes: Mapping[str, int], rng: random.Random) -> Point:
-    """A generic point: eighths between -2 and 2, none of them 0; positive where a tensor is declared nonnegative."""
+    """A generic point: eighths between -2 and 2, none of them 0; positive where a tensor is declared nonnegative.
+
+    The parameters of an orthonormal or centred matrix are such eighths; a square one is reflected or not.
+    """
     values: dict[Tensor, dict[Where, Fraction]] = {}
     for tensor in tensors:
         places = list(positions(tensor, sizes))
+        if orthonormal.is_constrained(tensor):
+            values[tensor] = constrained(
+                tensor, sizes, rng, lambda: Fraction(rng.choice((-1, 1)) * rng.randint(1, 16), 8)
+            )
+            continue
         if tensor.permutation:
             drawn: Sequence[Any] = rng.sample(range(len(places)), len(places))
         elif tensor.nonnegative:
@@ -63,6 +72,20 @@ def random_point(tensors: Iterable[Tensor], sizes: Mapping[str, int], rng: rando
         unit = 1 if tensor.permutation else 8
         values[tensor] = {place: Fraction(number, unit) for place, number in zip(places, drawn, strict=True)}
     return Point(sizes, values)
+
+
+def _eighths(rng: random.Random) -> Fraction:
+    return Fraction(rng.choice((-1, 1)) * rng.randint(1, 16), 8)
+
+
+def constrained(
+    tensor: Tensor, sizes: Mapping[str, int], rng: random.Random, draw: Callable[[], Fraction]
+) -> dict[Where, Fraction]:
+    """A rational matrix with the properties that `tensor` declares, its free parameters by `draw`."""
+    scalars = orthonormal.Scalars(lambda value: value, lambda name: draw(), lambda value: 1 / value)
+    reflected = orthonormal.is_square(tensor, sizes) and rng.random() < 1 / 2
+    made = orthonormal.entries(tensor, sizes, scalars, reflected=reflected)
+    return {(row, column): entry for row, line in enumerate(made) for column, entry in enumerate(line)}
 
 
 def failing_condition(conditions: Iterable[Condition], point: Point) -> str:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 
-from lla_spec.proving.conditions import Difference, Point, differ
+from lla_spec.proving.conditions import Difference, Point, constrained, differ
 from lla_spec.proving.entries import Where, positions
+from lla_spec.proving.orthonormal import CENTRED_ROWS, is_constrained, why_infeasible
 from lla_spec.symbols import Tensor, inputs
 
 LARGEST_SIZE = 3
@@ -29,16 +30,24 @@ class Counterexample:
         return f"at {self.point}: {self.difference}"
 
 
-def counterexample(left: Tensor, right: Tensor, relation: str, dims: Sequence[str]) -> Counterexample | None:
+def counterexample(
+    left: Tensor,
+    right: Tensor,
+    relation: str,
+    dims: Sequence[str],
+    *,
+    shapes: int = MOST_SHAPES,
+    points: int = POINTS_PER_SHAPE,
+) -> Counterexample | None:
     """The smallest point found at which left = right (or ≤) is certainly false; None where none is found.
 
-    `dims` names the dimensions that need a size.
+    `dims` names the dimensions that need a size; `points` are tried at each of the smallest `shapes`.
     Balls decide, so what is returned is a refutation; None says nothing.
     """
     tensors = inputs(left, right)
     rng = random.Random(0)
-    for sizes in _shapes(tensors, dims):
-        for number in range(POINTS_PER_SHAPE):
+    for sizes in _shapes(tensors, dims)[:shapes]:
+        for number in range(points):
             point = _simple_point(tensors, sizes, rng, generic=number > 1)
             difference = differ(left, right, point, relation)
             if difference is not None:
@@ -54,7 +63,10 @@ def _shapes(tensors: list[Tensor], dims: Sequence[str]) -> list[dict[str, int]]:
 
     names = sorted(dims)
     largest = LARGEST_SIZE if len(names) <= 4 else 2
+    if any(tensor.orthonormal and tensor.centred for tensor in tensors):
+        largest = CENTRED_ROWS
     shapes = [dict(zip(names, s, strict=True)) for s in itertools.product(range(1, largest + 1), repeat=len(names))]
+    shapes = [sizes for sizes in shapes if not any(why_infeasible(tensor, sizes) for tensor in tensors)]
     return sorted(shapes, key=lambda sizes: (entries(sizes), *sizes.values()))[:MOST_SHAPES]
 
 
@@ -74,6 +86,9 @@ def _simple_point(tensors: list[Tensor], sizes: Mapping[str, int], rng: random.R
     for tensor in tensors:
         places = list(positions(tensor, sizes))
         choices = _choices(tensor)
+        if is_constrained(tensor):
+            values[tensor] = constrained(tensor, sizes, rng, lambda: Fraction(rng.choice((0, 0, 1, -1))))
+            continue
         if tensor.permutation:
             drawn = [Fraction(k) for k in rng.sample(range(len(places)), len(places))]
         else:
@@ -96,6 +111,6 @@ def _shrunk(left: Tensor, right: Tensor, relation: str, found: Counterexample) -
 
 
 def _simpler(tensor: Tensor, value: Fraction) -> Iterator[Fraction]:
-    """The choices before `value` in the order of simplicity; a permutation stays."""
-    choices = [] if tensor.permutation else _choices(tensor)
+    """The choices before `value` in the order of simplicity; a permutation stays, and so does a constrained matrix."""
+    choices = [] if tensor.permutation or is_constrained(tensor) else _choices(tensor)
     yield from itertools.takewhile(lambda choice: choice != value, choices)

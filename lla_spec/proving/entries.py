@@ -50,6 +50,7 @@ class Entries(Generic[S]):
     def __init__(self, field: Field[S], sizes: Mapping[str, int], leaf: Callable[[Tensor, Where], Any]) -> None:
         self.field, self.sizes, self.leaf = field, sizes, leaf
         self.conditions: dict[tuple[sp.Expr, str], None] = {}
+        self._shapes: dict[Label, tuple[int, ...]] = {}
         self._entries: dict[tuple[Label, Where], Any] = {}
         self._bodies: dict[Label, Callable[[Environment], S]] = {}
         self._blocks: dict[Label, list[Callable[[Environment], S]]] = {}
@@ -66,9 +67,11 @@ class Entries(Generic[S]):
         return self._compile(expr)(dict(environment))
 
     def _entry(self, tensor: Tensor, where: Where) -> Any:
-        for axis, position in zip(tensor.axes, where, strict=True):
-            if not 0 <= position < axis.dim.size(self.sizes):
-                raise Unreadable(f"{tensor.name}{list(where)}: {axis} is outside 0 … {axis.dim.size(self.sizes) - 1}")
+        if tensor.label not in self._shapes:
+            self._shapes[tensor.label] = tuple(axis.dim.size(self.sizes) for axis in tensor.axes)
+        for axis, position, size in zip(tensor.axes, where, self._shapes[tensor.label], strict=True):
+            if not 0 <= position < size:
+                raise Unreadable(f"{tensor.name}{list(where)}: {axis} is outside 0 … {size - 1}")
         if tensor.blocks:
             return self._block_entry(tensor, where)
         if tensor.body is None:
@@ -80,9 +83,14 @@ class Entries(Generic[S]):
     def _block_entry(self, tensor: Tensor, where: Where) -> S:
         if tensor.label not in self._blocks:
             self._blocks[tensor.label] = [self._compile(block) for block in tensor.blocks]
+        environment: Environment = dict(zip(tensor.axes, where, strict=True))
+        if not any(axis.dim.parts for axis in tensor.axes):  # a merge: each product axis counts its factors
+            for axis, position in zip(tensor.axes, where, strict=True):
+                for factor in reversed(axis.dim.factors):
+                    position, environment[factor] = divmod(position, factor.dim.size(self.sizes))
+            return self._blocks[tensor.label][0](environment)
         along = split_axis(tensor)
         inside = where[along]
-        environment: Environment = dict(zip(tensor.axes, where, strict=True))
         for part, block in zip(tensor.axes[along].dim.parts, self._blocks[tensor.label], strict=True):
             size = part.dim.size(self.sizes)
             if inside < size:

@@ -15,6 +15,9 @@ from flint import fmpq
 
 from lla_spec.proving.generators import Generator, Generators, Monomial, Polynomial, Undefined
 
+MOST_FACTORED = 4096
+_FACTORS: dict[tuple[int, str], tuple[fmpq, list[tuple[dict[Monomial, fmpq], int]]]] = {}
+
 
 class ExactField(Generators):
     """The operations that `entries.Field` asks for; addition and multiplication are the polynomials' own."""
@@ -188,11 +191,21 @@ class ExactField(Generators):
         return sum((self._canonical(term * self.inverse(denominator)) for term in terms), whole)
 
     def _factored(self, p: Polynomial) -> tuple[fmpq, list[tuple[Polynomial, int]]]:
-        """(c, [(f, k), …]) with p = c · Π f^k, multiplied out again to be sure."""
-        constant, factors = p.factor()
-        if _multiply(factors, self.ring.constant(constant)) != p:
-            raise ArithmeticError(f"a factorisation of {self.describe(p)} does not multiply out to it")
-        return constant, factors
+        """(c, [(f, k), …]) with p = c · Π f^k, multiplied out again to be sure.
+
+        A law and its mutants have most denominators in common, so factors are kept: they do not depend on what the
+        generators mean.
+        """
+        key = (self.ring.nvars(), str(p))
+        if key not in _FACTORS:
+            constant, factors = p.factor()
+            if _multiply(factors, self.ring.constant(constant)) != p:
+                raise ArithmeticError(f"a factorisation of {self.describe(p)} does not multiply out to it")
+            if len(_FACTORS) >= MOST_FACTORED:
+                _FACTORS.clear()
+            _FACTORS[key] = constant, [(factor.to_dict(), multiplicity) for factor, multiplicity in factors]
+        constant, kept = _FACTORS[key]
+        return constant, [(self.ring.from_dict(terms), multiplicity) for terms, multiplicity in kept]
 
 
 def _common_unit(unit: fmpq, coefficient: fmpq) -> fmpq:

@@ -2,15 +2,21 @@
 
 A hypothesis `assume(Eq(…), by={K: construction})` is used by putting the construction in place of K. What is proved
 then holds for every input that the construction yields; that it yields all that matter is for its author to see.
+A matrix that is `orthonormal` or `centred` is such a construction, one that both engines know: for all dimensions by
+the rules Σ U U = δ and Σ U = 0, which hold for every such matrix, so that nothing is left to its author; at listed
+shapes by entries in free parameters (orthonormal.py). Several of them for one input are joined in one matrix.
 A hypothesis `assume(Le(…))` is used through its slack, a tensor that is ≥ 0 by assumption; nothing is replaced for it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from lla_spec.language import Hypothesis, Law, sides_of
 from lla_spec.proving.conditions import readable
+from lla_spec.proving.orthonormal import is_constrained
 from lla_spec.proving.rewriting import Rewriter
 from lla_spec.symbols import Tensor
 
@@ -49,7 +55,7 @@ def claim(law: Law, dropped: Hypothesis | None = None) -> Claim:
     """The claim that `law` makes; `dropped` is left out, as if it had not been assumed."""
     kept = [h for h in law.hypotheses if h is not dropped]
     equations = [h for h in kept if h.relation.kind == "="]
-    build = Rewriter({old: new for h in equations for old, new in h.by.items()})
+    build = Rewriter(constructions(equations))
     left, right = build(law.left), build(law.right)
     statement = Obligation("law", left, right)
     if law.because is not None:
@@ -57,6 +63,23 @@ def claim(law: Law, dropped: Hypothesis | None = None) -> Claim:
     checks = tuple(_check(number, h, build) for number, h in enumerate(equations, start=1))
     slacks = tuple(build(h.slack) for h in kept if h.slack is not None and h.relation.kind == "<=")
     return Claim(left, right, statement, checks, slacks)
+
+
+def constructions(hypotheses: Iterable[Hypothesis]) -> Mapping[Tensor, Tensor]:
+    """What stands in the place of each constrained input."""
+    found: dict[Tensor, Tensor] = {}
+    for hypothesis in hypotheses:
+        for old, new in hypothesis.by.items():
+            found[old] = _joined(found[old], new) if old in found else new
+    return found
+
+
+@cache  # the same matrix each time, so that a point that values it can be used again
+def _joined(one: Tensor, other: Tensor) -> Tensor:
+    if not (is_constrained(one) and is_constrained(other)):
+        return other
+    orthonormal, centred = one.orthonormal or other.orthonormal, one.centred or other.centred
+    return Tensor(one.name, one.axes, role=one.role, orthonormal=orthonormal, centred=centred)
 
 
 def _check(number: int, hypothesis: Hypothesis, build: Rewriter) -> Obligation:
@@ -73,5 +96,5 @@ def difference(greater: Tensor, less: Tensor) -> Tensor:
 
 def constructed(law: Law, dropped: Hypothesis | None = None) -> tuple[Tensor, Tensor]:
     """Both sides over inputs that satisfy every hypothesis, inequalities too: what numbers are put into."""
-    build = Rewriter({old: new for h in law.hypotheses if h is not dropped for old, new in h.by.items()})
+    build = Rewriter(constructions(h for h in law.hypotheses if h is not dropped))
     return build(law.left), build(law.right)

@@ -12,12 +12,13 @@ A law that balls refute is "refuted", with its smallest counterexample; that is 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 
 from lla_spec.language import Law, registry
 from lla_spec.proving import listed_shapes
+from lla_spec.proving.cited import cited_by
 from lla_spec.proving.conditions import (
     Condition,
     Point,
@@ -106,11 +108,11 @@ class Ledger:
         return {entry.id: entry.status for entry in sorted(self.entries, key=lambda entry: entry.id)}
 
 
-def prove_all_dimensions(left: Tensor, right: Tensor) -> Outcome:
-    """The Σ-normal form engine, imported when it is first needed."""
-    from lla_spec.proving.all_dims import prove
+def prove_all_dimensions() -> Callable[[Tensor, Tensor], Outcome]:
+    """The Σ-normal form engine for one law and its mutants, imported when it is first needed."""
+    from lla_spec.proving.all_dims import Prover
 
-    return prove(left, right)
+    return Prover().prove
 
 
 def prove_law(law: Law) -> LedgerEntry:
@@ -137,11 +139,12 @@ class _Proof:
         self.law, self.entry = law, entry
         self.claim: Claim = claim(law)
         self.shapes = listed_shapes.listed_shapes(law)
+        self.everywhere = prove_all_dimensions()
 
     def run(self) -> None:
         equations = [self.claim.statement, *self.claim.checks]
         listed = {o: [listed_shapes.prove(o.left, o.right, sizes) for sizes in self.shapes] for o in equations}
-        everywhere = {o: prove_all_dimensions(o.left, o.right) for o in equations}
+        everywhere = {o: self.everywhere(o.left, o.right) for o in equations}
         conditions = _merged([*everywhere.values(), *(outcome for found in listed.values() for outcome in found)])
         self.entry.conditions = sorted({f"{readable(expr)} {kind}" for expr, kind in conditions})
         points = [self._points(conditions, sizes) for sizes in self.shapes]
@@ -219,7 +222,7 @@ class _Proof:
 
     def _bite(self, points: Sequence[Point]) -> None:
         sizes = self.shapes[-1]
-        provers = [lambda left, right: listed_shapes.prove(left, right, sizes), prove_all_dimensions]
+        provers = [lambda left, right: listed_shapes.prove(left, right, sizes, brief=True), self.everywhere]
         found: Teeth = teeth(self.law, provers, points)
         self.entry.teeth = found.counts()
         if not found.bite:
@@ -256,7 +259,11 @@ def prove_each(laws: Iterable[Law] | None = None, *, jobs: int | None = None) ->
 def _prove_registered(law_id: str) -> LedgerEntry:
     import lla_spec.formulas  # noqa: F401  (declares the laws where the process was not forked)
 
-    return prove_law(registry.laws[law_id])
+    gc.disable()  # polynomials are many small objects in no cycle: collecting while they are made costs a tenth
+    try:
+        return prove_law(registry.laws[law_id])
+    finally:
+        gc.enable()
 
 
 def read(path: Path = FILE) -> dict[str, str]:
@@ -301,11 +308,15 @@ def fallen(entries: Sequence[LedgerEntry], recorded: Mapping[str, str] | None = 
 
 
 def render(entries: Sequence[LedgerEntry], *, detailed: bool = False) -> tuple[list[str], dict[str, Any]]:
-    """`entries` as lines for people, with everything that is known of each where `detailed`, and as JSON."""
+    """`entries` as lines for people, with everything that is known of each where `detailed`, and as JSON.
+
+    The last lines say what they lean on that is cited and not proved.
+    """
     ledger = Ledger(list(entries))
     lines = [line for entry in entries for line in (str(entry).splitlines() + (entry.details() if detailed else []))]
     counted = ", ".join(f"{number} {status}" for status, number in ledger.counts().items() if number)
-    return [*lines, counted or "no laws"], ledger.as_json()
+    facts = cited_by(registry.laws[entry.id] for entry in entries if entry.id in registry.laws)
+    return [*lines, counted or "no laws", *facts], ledger.as_json()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

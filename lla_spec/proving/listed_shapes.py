@@ -1,37 +1,45 @@
 """The prover for listed shapes: both sides entry by entry in the exact field; a zero difference is a proof.
 
 It proves a law at one shape, for all real inputs that meet the recorded conditions. A permutation is every bijection in
-turn; a maximum is any real number.
+turn; a maximum is any real number; an orthonormal matrix has free parameters (orthonormal.py), and a square one is
+reflected as well.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import factorial, prod
 from typing import Any
 
 from lla_spec.language import Law
+from lla_spec.proving import orthonormal, residues
 from lla_spec.proving.entries import Entries, Unreadable, Where, in_inputs, positions
 from lla_spec.proving.exact_field import ExactField
 from lla_spec.proving.generators import Full, Undefined
 from lla_spec.proving.hypotheses import obligations
 from lla_spec.proving.outcome import Outcome
-from lla_spec.symbols import Tensor, inputs
+from lla_spec.symbols import Dim, Tensor, inputs
 
 MOST_BIJECTIONS = 720
+MOST_WORK = 18  # parameters of a law's orthonormal matrices × their number: beyond it polynomials take seconds
 
 
 def prove(
-    left: Tensor, right: Tensor, sizes: Mapping[str, int], *, given: Mapping[Tensor, Any] | None = None
+    left: Tensor,
+    right: Tensor,
+    sizes: Mapping[str, int],
+    *,
+    given: Mapping[Tensor, Any] | None = None,
+    brief: bool = False,
 ) -> Outcome:
     """Prove left = right at `sizes` (by name of dimension), entry by entry.
 
     `given` fixes inputs to numbers (nested sequences of int or Fraction): then it is proved for those only. Refused:
     `residual` names the first entry that is not proved and what its difference comes down to, and `conditions` are
-    as they were met, in definitions; of a proof they are in the inputs.
+    as they were met, in definitions; of a proof they are in the inputs. `brief` may refuse without saying what is left.
 
     >>> from lla_spec.formulas.softmax import x, j, softmax
     >>> from lla_spec.symbols import Sum, define
@@ -42,33 +50,46 @@ def prove(
     """
     if [dim.size(sizes) for dim in left.shape] != [dim.size(sizes) for dim in right.shape]:
         return Outcome(False, f"left is over {left.shape} and right over {right.shape}")
+    if brief and not given and residues.refuted(left, right, sizes):
+        return Outcome(False, "left - right is not 0 modulo a prime")
     permutations = [t for t in inputs(left, right) if t.permutation and t not in (given or {})]
     lengths = [t.shape[0].size(sizes) for t in permutations]
     if prod(map(factorial, lengths)) > MOST_BIJECTIONS:
         return Outcome(False, f"more than {MOST_BIJECTIONS} bijections at {dict(sizes)}; list a smaller shape")
     conditions: dict[Any, None] = {}
-    for chosen in itertools.product(*(itertools.permutations(range(length)) for length in lengths)):
+    square = [t for t in inputs(left, right) if orthonormal.is_square(t, sizes)]
+    bijections = (itertools.permutations(range(length)) for length in lengths)
+    for *chosen, mirrored in itertools.product(*bijections, itertools.product((False, True), repeat=len(square))):
         fixed = {**(given or {}), **dict(zip(permutations, chosen, strict=True))}
-        refusal = _refusal(left, right, sizes, fixed, conditions)
+        reflected = {t for t, mirror in zip(square, mirrored, strict=True) if mirror}
+        refusal = _refusal(left, right, sizes, fixed, reflected, conditions)
         if refusal:
-            named = ", ".join(f"{t.name} = {c}" for t, c in zip(permutations, chosen, strict=True))
+            named = ", ".join([
+                *(f"{t.name} = {c}" for t, c in zip(permutations, chosen, strict=True)),
+                *(f"{t.name} reflected" for t in square if t in reflected),
+            ])  # fmt: skip
             return Outcome(False, f"{named}: {refusal}" if named else refusal, tuple(conditions))
     return Outcome(True, "", in_inputs(conditions))
 
 
 def _refusal(
-    left: Tensor, right: Tensor, sizes: Mapping[str, int], given: Mapping[Tensor, Any], conditions: dict[Any, None]
+    left: Tensor,
+    right: Tensor,
+    sizes: Mapping[str, int],
+    given: Mapping[Tensor, Any],
+    reflected: Collection[Tensor],
+    conditions: dict[Any, None],
 ) -> str:
     """Why left = right is not proved; empty where it is. The ring grows until it holds all generators."""
     capacity = 48 + 2 * sum(prod(dim.size(sizes) for dim in t.shape) for t in inputs(left, right))
     while True:
         field = ExactField(capacity)
-        entries = Entries(field, sizes, lambda tensor, where, f=field: _input_entry(f, tensor, where, given))
+        entries = Entries(field, sizes, _Inputs(field, sizes, given, reflected).entry)
         try:
             return _first_difference(left, right, field, entries)
         except Full:
             capacity *= 2
-        except (Undefined, Unreadable) as error:
+        except (Undefined, Unreadable, orthonormal.Infeasible) as error:
             return str(error)
         finally:
             conditions.update(entries.conditions)
@@ -84,27 +105,117 @@ def _first_difference(left: Tensor, right: Tensor, field: ExactField, entries: E
     return ""
 
 
-def _input_entry(field: ExactField, tensor: Tensor, where: Where, given: Mapping[Tensor, Any]) -> Any:
-    if tensor in given:
-        value = given[tensor]
-        for position in where:
-            value = value[position]
-        return int(value) if tensor.permutation else field.rational(Fraction(value))
-    text = f"{tensor.name}{list(where)}" if where else tensor.name
-    return field.variable((tensor.label, where), text, nonnegative=tensor.nonnegative)
+class _Inputs:
+    """The entries of inputs: given numbers, free variables, or rational functions of free parameters."""
+
+    def __init__(
+        self,
+        field: ExactField,
+        sizes: Mapping[str, int],
+        given: Mapping[Tensor, Any],
+        reflected: Collection[Tensor],
+    ) -> None:
+        self.field, self.sizes, self.given, self.reflected = field, sizes, given, reflected
+        self.matrices: dict[Tensor, orthonormal.Matrix] = {}
+
+    def entry(self, tensor: Tensor, where: Where) -> Any:
+        if tensor in self.given:
+            value = self.given[tensor]
+            for position in where:
+                value = value[position]
+            return int(value) if tensor.permutation else self.field.rational(Fraction(value))
+        if orthonormal.is_constrained(tensor):
+            if tensor not in self.matrices:
+                self.matrices[tensor] = self._matrix(tensor)
+            return self.matrices[tensor][where[0]][where[1]]
+        text = f"{tensor.name}{list(where)}" if where else tensor.name
+        return self.field.variable((tensor.label, where), text, nonnegative=tensor.nonnegative)
+
+    def _matrix(self, tensor: Tensor) -> orthonormal.Matrix:
+        def parameter(name: str) -> Any:
+            return self.field.variable((tensor.label, name), f"{tensor.name}⟨{name}⟩")
+
+        scalars = orthonormal.Scalars(self.field.rational, parameter, self.field.inverse)
+        return orthonormal.entries(tensor, self.sizes, scalars, reflected=tensor in self.reflected)
+
+
+MOST_DIMS = 5  # that are all above 1 in one shape
 
 
 def listed_shapes(law: Law) -> list[dict[str, int]]:
-    """The shapes that a law is proved at: all ones, and sizes from 2 on that differ pairwise.
+    """The shapes that a law is proved at: all ones, and sizes from 2 on that differ pairwise (`_distinct`).
 
     Scale 1/d is right at d = 1, and a transposed square is hard to see. What is permuted has size 3, so that few
-    bijections do not commute and there are not many of them.
+    bijections do not commute and there are not many of them. Orthonormal columns are at least as long as there are of
+    them: first just as long, then longer; there are few of them, since their entries are rational functions.
     """
-    obliged = [replace(law, left=o.left, right=o.right, because=None) for o in obligations(law)]
-    names = sorted({dim.name for one in obliged for dim in one.dims})
-    permuted = {t.shape[0].name for one in obliged for t in inputs(one.left, one.right) if t.permutation}
+    obliged = obligations(law)
+    names = sorted({dim.name for o in obliged for dim in replace(law, left=o.left, right=o.right, because=None).dims})
+    tensors = {tensor: None for o in obliged for tensor in inputs(o.left, o.right)}
+    permuted = {tensor.shape[0].name for tensor in tensors if tensor.permutation}
     ranked = sorted(names, key=lambda name: name not in permuted)
     if permuted and len(ranked) > 1:
         ranked[0], ranked[1] = ranked[1], ranked[0]
-    distinct = {name: size for size, name in enumerate(ranked, start=2)}
-    return [dict.fromkeys(names, 1), {name: distinct[name] for name in names}]
+    constrained = [tensor for tensor in tensors if orthonormal.is_constrained(tensor)]
+    if not any(tensor.orthonormal for tensor in constrained):
+        return [dict.fromkeys(names, 1), *_distinct(ranked)]
+    shapes = dict.fromkeys(names, 1), _few_columns(names, constrained)
+    return [_long_enough(sizes, constrained) for sizes in shapes]
+
+
+def _distinct(ranked: Sequence[str]) -> list[dict[str, int]]:
+    """All sizes from 2 on; of more than `MOST_DIMS` dimensions three at a time, the others 1: work is their product."""
+    count = 1 if len(ranked) <= MOST_DIMS else -(-len(ranked) // 3)
+    shapes = []
+    for part in (ranked[start::count] for start in range(count)):
+        sizes = {name: size for size, name in enumerate(part, start=2)}
+        shapes.append({name: sizes.get(name, 1) for name in sorted(ranked)})
+    return shapes
+
+
+def _few_columns(names: Iterable[str], constrained: Collection[Tensor]) -> dict[str, int]:
+    """Few orthonormal columns, and lengths that differ pairwise: longer than their number, where that stays small."""
+    rows = sorted({_along(tensor).name for tensor in constrained})
+    numbers = {axis.dim for tensor in constrained for axis in tensor.axes} - {_along(tensor) for tensor in constrained}
+    plain = sorted(dim.name for dim in numbers if not dim.parts)
+    sizes = {name: size for size, name in enumerate(plain, start=2 if len(plain) == 1 else 1)}
+    sizes |= {name: 1 for dim in numbers if dim.parts for name in _elementary(dim)}
+    least = max([2, *(dim.size(sizes) for dim in numbers)])
+    taken = {*sizes.values(), *range(least, least + len(rows) + 1)}
+    others = sorted(set(names) - {*sizes, *rows})
+    free = (size for size in itertools.count(2) if size not in taken)
+    sizes |= dict(zip(others, free, strict=False))
+
+    def work(chosen: dict[str, int]) -> int:
+        return len(constrained) * sum(orthonormal.parameters(tensor, chosen) for tensor in constrained)
+
+    for start in (least + 1, least):
+        lengths = range(start, start + len(rows))
+        options = [sizes | dict(zip(rows, order, strict=True)) for order in itertools.permutations(lengths)]
+        options = [_long_enough(option, constrained) for option in options]
+        options = [o for o in options if work(o) <= MOST_WORK and len({o[r] for r in rows}) == len(rows)]
+        if options:
+            return max(options, key=work)
+    return sizes | dict.fromkeys(rows, least)
+
+
+def _long_enough(sizes: dict[str, int], constrained: Collection[Tensor]) -> dict[str, int]:
+    """The sizes with orthonormal columns made as long as they must be."""
+    for tensor in constrained:
+        if tensor.orthonormal is not None and tensor.centred is not None:
+            sizes[_along(tensor).name] = orthonormal.CENTRED_ROWS
+    for tensor in constrained:
+        while orthonormal.why_infeasible(tensor, sizes):
+            sizes[_along(tensor).name] += 1
+    return dict(sorted(sizes.items()))
+
+
+def _along(tensor: Tensor) -> Dim:
+    """The dimension that the columns of a constrained matrix are as long as."""
+    along = tensor.orthonormal or tensor.centred
+    assert along is not None
+    return along.dim
+
+
+def _elementary(dim: Dim) -> list[str]:
+    return [one.name for one in dim.elementary]

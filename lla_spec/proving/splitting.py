@@ -27,15 +27,15 @@ class Unsplittable(ValueError):
     """A split dimension that cannot be eliminated; the message says where."""
 
 
-def eliminate(left: Tensor, right: Tensor) -> list[tuple[Tensor, Tensor]]:
+def eliminate(left: Tensor, right: Tensor, elimination: Splitting | None = None) -> list[tuple[Tensor, Tensor]]:
     """left = right as statements without split dimensions: one for each choice of parts on the split axes.
 
     Axes are matched by position and must agree. Raises Unsplittable where an index over a split dimension goes through
-    a permutation (it would mix the parts).
+    a permutation (it would mix the parts). One `elimination` may serve several statements.
     """
     if not _is_split(left) and not _is_split(right):
         return [(left, right)]
-    elimination = _Elimination()
+    elimination = elimination or Splitting()
     chosen = list(itertools.product(*[_parts(axis.dim) for axis in left.axes]))
     return [(elimination.tensor(left, paths), elimination.tensor(right, paths)) for paths in chosen]
 
@@ -80,7 +80,7 @@ def _value(tensor: Tensor, where: tuple[sp.Expr, ...]) -> sp.Expr:
     return tensor.body if tensor.body is not None and tensor.body.is_Number else keep(tensor, where)
 
 
-class _Elimination:
+class Splitting:
     """One version of each tensor for each choice of parts on its axes."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class _Elimination:
                 raise Unsplittable(
                     f"{tensor.name} permutes the split dimension {tensor.axes[0].dim} and mixes its parts"
                 )
-            return Tensor(name, axes, positive=tensor.positive, nonnegative=tensor.nonnegative)
+            return self._part_of_input(tensor, name, axes, paths)
         places: dict[sp.Basic, Place] = {
             old: (path, new) for old, path, new in zip(tensor.axes, paths, axes, strict=True) if path
         }
@@ -120,6 +120,22 @@ class _Elimination:
             else:
                 body = body.xreplace({part: new})
         return Tensor(name, axes, self.rewrite(body, places), nonnegative=tensor.nonnegative)
+
+    def _part_of_input(self, tensor: Tensor, name: str, axes: list[Index], paths: tuple[Path, ...]) -> Tensor:
+        """Some columns of an orthonormal or centred matrix are so too; some of its rows are not."""
+        uncut: dict[Index | None, Index] = {
+            o: n for o, n, path in zip(tensor.axes, axes, paths, strict=True) if not path
+        }
+        part = Tensor(
+            name,
+            axes,
+            positive=tensor.positive,
+            nonnegative=tensor.nonnegative,
+            orthonormal=uncut.get(tensor.orthonormal),
+            centred=uncut.get(tensor.centred),
+        )
+        part.whole = tensor.whole
+        return part
 
     def rewrite(self, expr: Any, places: Places) -> Any:
         """An expression without split dimensions; `places` says where its free split indices stand."""

@@ -13,6 +13,7 @@ _HOME = {
     "each_operation": "pytest_laws",
     "each_law": "pytest_laws",
     "cases": "strategies",
+    "watch": "watching",
 }
 __all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lla_spec.calculus import gradient_parameters
+from lla_spec.interface import IGNORE_INDEX, keyword_names
+from lla_spec.language import Formula
 from lla_spec.testing.inputs import Arguments
 
 TIME_LIMIT_S = 20.0
@@ -61,25 +64,24 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def split_arguments(arguments: Arguments) -> tuple[list[Any], dict[str, Any]]:
-    """Positional tensors, then keywords: mask by position, options by keyword, defaults left out."""
+def split_arguments(arguments: Arguments, by_keyword: Set[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Positional arguments, then those `by_keyword`; defaults left out."""
     positional: list[Any] = []
     keywords: dict[str, Any] = {}
     for name, value in arguments.items():
-        if name in ("is_causal", "scale", "grad_output"):
-            if name == "grad_output" or (value is not None and value is not False):
-                keywords[name] = value
-        else:
+        if name not in by_keyword:
             positional.append(value)
+        elif not (value is None or value is False or (name == "ignore_index" and value == IGNORE_INDEX)):
+            keywords[name] = value
     while positional and positional[-1] is None:
         positional.pop()
     return positional, keywords
 
 
-def call(function: Callable[..., Any], arguments: Arguments, name: str) -> Any:
-    """`function(*arguments)`, its inputs verified unchanged. Raises Misbehaved where it raises, hangs or writes."""
+def call(function: Callable[..., Any], arguments: Arguments, name: str, by_keyword: Set[str]) -> Any:
+    """`function` of these, its inputs verified unchanged. Raises Misbehaved where it raises, hangs or writes."""
     before = {key: _snapshot(value) for key, value in arguments.items() if isinstance(value, Tensor)}
-    positional, keywords = split_arguments(arguments)
+    positional, keywords = split_arguments(arguments, by_keyword)
     try:
         with time_limit(TIME_LIMIT_S):
             result = function(*positional, **keywords)
@@ -147,14 +149,14 @@ def checked_gradients(result: Any, expected: Mapping[str, Expected | None], name
 
 
 def autograd_vjp(
-    function: Callable[..., Any], name: str, arguments: Arguments, forward: Expected
+    function: Callable[..., Any], name: str, arguments: Arguments, forward: Expected, formula: Formula
 ) -> tuple[Any, ...] | None:
     """The gradients of a target without `_vjp`, by differentiating its forward; None if its output has no grad_fn."""
     inputs = {key: value for key, value in arguments.items() if key != "grad_output"}
     floating = [key for key, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
     for key in floating:
         inputs[key] = inputs[key].detach().requires_grad_()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-    output = call(function, inputs, name)
+    output = call(function, inputs, name, keyword_names(formula))
     checked(output, forward, name)
     if output.grad_fn is None:
         return None
@@ -171,8 +173,5 @@ def autograd_vjp(
         first = str(error).splitlines()[0] if str(error) else ""
         raise Misbehaved("raises", f"{name}, backward: raises {type(error).__name__}: {first}") from error
     by_name = dict(zip(floating, found, strict=True))
-    return tuple(by_name.get(key) for key, value in inputs.items() if _takes_gradient(key, value))
-
-
-def _takes_gradient(name: str, value: object) -> bool:
-    return name not in ("mask", "is_causal", "scale") and (value is None or isinstance(value, Tensor))
+    wanted = [formula.parameters[name].role for name in gradient_parameters(formula)]
+    return tuple(by_name.get(role.argument) for role in wanted if role is not None)

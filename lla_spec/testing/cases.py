@@ -23,8 +23,8 @@ class Case:
     """`sizes` are the declared dimensions by name; `batch` the leading axes (all rows, where the formula has rows).
 
     `family` is one name, or one for each argument joined by +; values are multiplied by 2**`exponent`. `layout` is that
-    of the inputs (joined by + likewise), `grad` that of the cotangent. `without` names optional arguments left out,
-    joined by +.
+    of the inputs (joined by + likewise), `grad` that of the cotangent. `mask` and `index` say what a mask shows and
+    which classes are chosen. `without` names optional arguments left out, joined by +.
     """
 
     op: str
@@ -38,6 +38,7 @@ class Case:
     layout: str = "dense"
     grad: str = "dense"
     mask: str = "none"
+    index: str = "random"
     causal: bool = False
     scale: float | None = None
     special: str = "none"
@@ -46,8 +47,7 @@ class Case:
 
     def __str__(self) -> str:
         options = {**dict(self.sizes), "batch": "x".join(map(str, self.batch)) or "1d"}
-        for name in ("family", "exponent", "layout", "grad", "mask", "causal", "scale", "special", "without", "seed"):
-            options[name] = getattr(self, name)
+        options |= {field.name: getattr(self, field.name) for field in fields(self)[6:]}
         rest = ",".join(f"{key}={_write(value)}" for key, value in options.items())
         return f"{self.op}:{self.law}:{self.dtype}:{self.device}:{rest}"
 
@@ -123,6 +123,6 @@ def _scale(value: str) -> float | None:
 
 
 _READ = {
-    "batch": _batch, "family": str, "exponent": int, "layout": str, "grad": str, "mask": str,
+    "batch": _batch, "family": str, "exponent": int, "layout": str, "grad": str, "mask": str, "index": str,
     "causal": lambda value: bool(int(value)), "scale": _scale, "special": str, "without": str, "seed": int,
 }  # fmt: skip

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from lla_spec.calls import Formula, calls
+from lla_spec.certified import Certified
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.edges import ratios
 from lla_spec.evaluating.knobs import edges_in, float32_without_maximum, steps_in_io, sums_in_io
+from lla_spec.interface import torch_parameters, unmerged_sizes
 from lla_spec.symbols import Dim
+from lla_spec.testing.causes_by_operation import changes
 from lla_spec.testing.inputs import Arguments, arguments_of, build
 from lla_spec.testing.judge import Judgement, Truth, as_numpy, empty_rows, truth_of
 
@@ -36,8 +39,8 @@ class Knob:
 
 def cause(formula: Formula, found: Judgement, contract: Contract) -> str:
     """What explains the outputs of a failing case of "definition" or "vjp"; "" where no knob does."""
-    if found.case.law not in ("definition", "vjp") or not found.outputs:
-        return ""
+    if found.case.law not in ("definition", "vjp") or not found.outputs or isinstance(formula, Certified):
+        return ""  # a witness has no formula to change: its certificate is the cause
     arguments = build(formula, found.case).arguments
     for knob in knobs(formula, found, arguments, contract):
         try:
@@ -73,6 +76,7 @@ def knobs(formula: Formula, found: Judgement, arguments: Arguments, contract: Co
         given: Arguments = {**arguments, **changes}  # pyright: ignore[reportAssignmentType]
         return lambda: truth_of(formula, given, contract, vjp=vjp)
 
+    yield from (Knob(*known) for known in changes(formula, arguments, contract, vjp=vjp))
     yield from _scalar_knobs(formula, arguments, changed)
     yield from _mask_knobs(formula, found, arguments, contract, changed)
     yield from _operand_knobs(arguments, changed)
@@ -101,6 +105,8 @@ def _scalar_knobs(
                 if other != dim.name:
                     words = f"the {name} is {role.default.subs(dim, sp.Symbol(other))} instead of {role.default}"
                     yield Knob(words, changed(**{name: value}))
+        if not own:
+            continue  # a constant: its square and its inverse are nobody's mistake
         default = role.default.subs({dim: sizes[dim.name] for dim in own})
         yield Knob(f"the {name} is {role.default**2} instead of {role.default}", changed(**{name: float(default**2)}))
         yield Knob(f"the {name} is {1 / role.default} instead of {role.default}", changed(**{name: float(1 / default)}))
@@ -108,13 +114,10 @@ def _scalar_knobs(
 
 def _sizes(formula: Formula, arguments: Arguments) -> dict[str, int]:
     """The declared dimensions as the arguments have them."""
-    found: dict[str, int] = {}
-    for name, parameter in arguments_of(formula).items():
-        value = arguments[name]
-        if isinstance(value, Tensor) and value.dtype != torch.bool:
-            own = [axis for axis in parameter.axes if axis != formula.rows]
-            found.update((axis.dim.name, value.shape[position - len(own)]) for position, axis in enumerate(own))
-    return found
+    given = {n: arguments[a] for a, (n, p) in torch_parameters(formula).items() if p.role and p.role.kind != "mask"}
+    shapes = {name: tuple(value.shape) for name, value in given.items() if isinstance(value, Tensor)}
+    counts = {name: arguments[name] for name in formula.counts}
+    return unmerged_sizes(formula, shapes, counts)[0]  # pyright: ignore[reportArgumentType]
 
 
 def _mask_knobs(
@@ -182,7 +185,7 @@ def _mean_of_values(
 
 def _operand_knobs(arguments: Arguments, changed: Callable[..., Callable[[], Truth]]) -> Iterator[Knob]:
     for name, value in arguments.items():
-        if not isinstance(value, Tensor) or value.dtype == torch.bool or name == "grad_output":
+        if not isinstance(value, Tensor) or not value.is_floating_point() or name == "grad_output":
             continue
         if value.dim() >= 2 and value.shape[-1] == value.shape[-2]:
             yield Knob(f"{name} is transposed", changed(**{name: value.transpose(-1, -2)}))

@@ -6,6 +6,8 @@ missing maximum, dense inputs hide a wrong stride. Random cases (strategies.py) 
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,13 +17,15 @@ import sympy as sp
 from lla_spec.language import Formula, Law
 from lla_spec.symbols import Dim, Index, definitions, expand
 from lla_spec.testing.cases import Case
-from lla_spec.testing.inputs import MASKS
+from lla_spec.testing.inputs import MASKS, hidden_arguments
 
 LARGEST = {"fp64": 10, "fp32": 120, "bf16": 7, "fp16": 7}  # exponents of 2 that keep a product of two finite
 SMALLEST = {"fp64": -1020, "fp32": -124, "bf16": -124, "fp16": -13}
 LONG = {"fp64": 384, "fp32": 4096, "bf16": 4096, "fp16": 1024}  # balls judge fp64; torch's CPU fp16 products are slow
 SCALARS = (0.5, -0.25, 3.0)  # of a score's scale, which may have any sign
 POSITIVE_SCALARS = (2.0**-40, 0.001, 1.0)  # of an ε that keeps a root away from 0
+LONG_SQUARED = 256
+BALL_BUDGET = 2**13  # the product of the sizes of an operation on heads in fp64, whose every step is in balls
 STAGNATION = 2**9 + 8  # a bf16 accumulator stops at 256 = 2^8 when ones are added
 
 
@@ -34,8 +38,13 @@ class Features:
     exponential: bool
     mask: bool
     causal: tuple[str, str] | None  # the (query, key) dimensions
+    squared: tuple[str, ...]  # a dimension that looks at itself: arrays grow with its square
     scalars: dict[str, tuple[float, ...]]  # the values to try, by name
     optional: tuple[str, ...]  # tensors that may be left out, other than masks
+    index: bool  # a choice of a class among the last dimension of some tensor
+    ignored: bool  # a class may be left out
+    heads: tuple[str, ...]  # the dimensions that count heads: they stay small
+    hides: bool  # the mask can hide entries of an argument
     matrices: bool
     arguments: int
 
@@ -58,6 +67,7 @@ def features(formula: Formula) -> Features:
         exponential=any(t.body is not None and t.body.has(sp.exp) for t in definitions(formula.result)),
         mask=bool(masks),
         causal=causal,
+        squared=tuple({a.dim.name for p in masks for a, b in itertools.pairwise(p.axes) if a.dim == b.dim}),
         scalars={
             p.role.argument: POSITIVE_SCALARS if p.positive else SCALARS
             for p in own if p.role and p.role.kind == "scalar" and p.role.argument
@@ -66,6 +76,10 @@ def features(formula: Formula) -> Features:
             p.role.argument for p in own
             if p.role and p.role.kind == "real" and p.role.default is not None and p.role.argument
         ),
+        index=any(p.role is not None and p.role.kind == "index" for p in own),
+        ignored=any(p.role is not None and bool(p.role.ignored) for p in own),
+        heads=tuple(axis.dim.name for axis in sum(formula.counts.values(), ()) or formula.merge),
+        hides=bool(masks) and bool(hidden_arguments(formula)),
         matrices=any(len(p.axes) - (rows in p.shape) >= 2 for p in own),
         arguments=sum(1 for p in own if p.role and p.role.kind == "real" and p.role.argument),
     )  # fmt: skip
@@ -90,10 +104,25 @@ def covering(formula: Formula, law: str, dtype: str, device: str = "cpu") -> lis
         *_values(f, base),
         *_layouts(f, base),
         *(_masks(f, base) if f.mask else ()),
+        *(_indices(f, base) if f.index else ()),
         *_arguments(f, base),
         *_specials(f, base),
     ]
-    return [(name, replace(case, seed=number + 1)) for number, (name, case) in enumerate(classes)]
+    return [(name, replace(_bounded(f, case), seed=number + 1)) for number, (name, case) in enumerate(classes)]
+
+
+def _bounded(f: Features, case: Case) -> Case:
+    """Few heads, since everything grows with them."""
+    case = case.with_sizes({name: few_heads(case.size(name)) for name in f.heads})
+    while f.heads and case.dtype == "fp64" and math.prod(size for _, size in case.sizes) > BALL_BUDGET:
+        name, size = max(case.sizes, key=lambda item: item[1])
+        case = case.with_sizes({name: size // 2 + 1})
+    return case
+
+
+def few_heads(size: int) -> int:
+    """1 of 1, else 2, 3 or 4."""
+    return 1 if size == 1 else 2 + size % 3
 
 
 def _shapes(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Case]]:
@@ -113,7 +142,8 @@ def _shapes(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Ca
         yield f"{name} = 1", base.with_sizes({name: 1})
         if name not in f.summed or len(f.dims) == 1:
             continue
-        yield f"long {name}", replace(base.with_sizes({name: LONG[base.dtype] + 3}), batch=(1,))
+        longest = LONG[base.dtype] if name not in f.squared else LONG_SQUARED
+        yield f"long {name}", replace(base.with_sizes({name: longest + 3}), batch=(1,))
     if len(f.dims) == 1:
         yield "vocabulary", replace(base, sizes=_sizes(f.dims, LONG[base.dtype] + 3), batch=(3,))
     if formula.rows is not None:
@@ -132,7 +162,7 @@ def _values(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     if f.arguments > 1:
         yield "constant against normal", replace(wide, family="ones+normal+offset")
         yield "normal against constant", replace(wide, family="normal+normal+ones")
-    for name in f.summed:
+    for name in (name for name in f.summed if name not in f.squared):
         yield f"ones along {name}", replace(base.with_sizes({name: STAGNATION}), family="ones")
     yield "large values", replace(wide, exponent=3)
     yield "small values", replace(wide, exponent=-6)
@@ -142,7 +172,9 @@ def _values(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     if f.exponential:
         for family in ("dominant", "below", "above"):
             yield family, replace(wide, family=family if f.arguments == 1 else f"{family}+normal+normal")
-        if f.arguments > 1:
+        if f.arguments == 1:  # logits 200 apart, where log(softmax) is -inf
+            yield "saturated", replace(wide, exponent=7 if base.dtype != "fp16" else 5, family="normal")
+        else:
             yield "saturated", replace(wide, exponent=3, family="normal")
             if SCALARS in f.scalars.values():  # exp is finite at that jump, the sum is not
                 late = replace(base.with_sizes(dict.fromkeys(f.causal or (), 70)), family="ones+step+normal")
@@ -185,8 +217,24 @@ def _masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
         yield "causal, one query", square.with_sizes({query: 1, key: 7})
         yield "causal, several tiles", replace(square.with_sizes({query: 70, key: 131}), batch=(1,))
         yield "causal, several tiles, n > m", replace(square.with_sizes({query: 150, key: 70}), batch=(1,))
+        if f.scalars:
+            yield (
+                "causal, a negative scale, several tiles",
+                replace(square.with_sizes({query: 150, key: 150}), batch=(1,), scale=-0.25),
+            )
         yield "causal and padding", replace(square.with_sizes({query: 7, key: 11}), mask="padding")
         yield "causal and empty rows", replace(square.with_sizes({query: 7, key: 9}), mask="empty_rows")
+
+
+def _indices(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+    wide = replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9), batch=(9,))
+    yield "the first and the last class", replace(wide, index="ends")
+    yield "one class for all", replace(wide, index="same")
+    yield "one class a thousand times", replace(wide, index="same", family="ones", batch=(LONG[base.dtype] // 4 + 1,))
+    if f.ignored:
+        yield "ignored classes", replace(wide, index="ignored", batch=(3, 7))
+        yield "a class of its own ignored", replace(wide, index="ignored_class", batch=(17,))
+        yield "all classes ignored", replace(wide, index="all_ignored")
 
 
 def _arguments(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
@@ -208,7 +256,7 @@ def _specials(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
         yield "a live infinity", replace(wide, special="live_inf")
     if f.exponential and f.arguments == 1:
         yield "minus infinity", replace(wide, special="minus_inf")
-    if f.mask:
+    if f.hides:
         yield "NaN behind the mask", replace(wide, special="masked_nan", mask="padding")
         yield "infinity behind the mask", replace(wide, special="masked_inf", mask="padding")
 

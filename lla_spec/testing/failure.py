@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
+from lla_spec.certified import Certified
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.language import Formula, Law
 from lla_spec.printing import plain
@@ -62,7 +63,7 @@ def _line(label: str, text: str) -> str:
 def _formula_text(statement: Formula | Law) -> str:
     if isinstance(statement, Law):
         return statement.doc.splitlines()[0] if statement.doc else statement.name
-    return plain(statement.result)
+    return statement.doc.splitlines()[0] if isinstance(statement, Certified) else plain(statement.result)
 
 
 def _shrunk(case: Case, original: Case) -> str:
@@ -74,7 +75,8 @@ def _shrunk(case: Case, original: Case) -> str:
 
 def _tensors(found: Judgement) -> Iterator[str]:
     """The inputs, and what was computed, while they are small enough to read."""
-    named = [*found.inputs.items(), *((f"computed d{k}" if k else "computed", v) for k, v in found.outputs.items())]
+    sign = "d" if found.case.law == "vjp" else ""
+    named = [*found.inputs.items(), *((f"computed {sign}{k}".rstrip(), v) for k, v in found.outputs.items())]
     tensors = [(name, value) for name, value in named if isinstance(value, Tensor)]
     if sum(value.numel() for _, value in tensors) > SHOWN * 2 or any(v.numel() > SHOWN for _, v in tensors):
         return

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lla_spec import symbols
+from lla_spec.interface import IGNORE_INDEX, count_values, has_rows, torch_parameters, torch_shape
 from lla_spec.language import Formula
 from lla_spec.testing.bits import Bits
 from lla_spec.testing.cases import Case
@@ -20,7 +21,7 @@ from lla_spec.testing.layouts import LAYOUTS
 TORCH_DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
-Arguments = dict[str, Tensor | float | bool | None]
+Arguments = dict[str, Tensor | float | int | bool | None]
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,19 @@ class Inputs:
 
 
 def lead(formula: Formula, parameter: symbols.Tensor, batch: Sequence[int]) -> tuple[int, ...]:
-    """The leading axes of one argument: `batch`, unless it is shared by the batch (a weight)."""
-    return tuple(batch) if parameter.role is None or parameter.role.batched else ()
+    """The leading axes of one argument: `batch`, unless it is shared by the batch (a weight) or the rows are summed."""
+    summed = formula.rows is not None and parameter is formula.result and not has_rows(formula, parameter)
+    return tuple(batch) if not summed and (parameter.role is None or parameter.role.batched) else ()
 
 
 def shape_of(formula: Formula, tensor: symbols.Tensor, case: Case) -> tuple[int, ...]:
     """The torch shape of a parameter or of the result; `batch` stands for the rows' axis where there is one."""
-    sizes = dict(case.sizes)
-    own = tuple(axis.dim.size(sizes) for axis in tensor.axes if axis != formula.rows)
-    return (*lead(formula, tensor, case.batch), *own)
+    return (*lead(formula, tensor, case.batch), *torch_shape(formula, tensor, dict(case.sizes)))
 
 
 def arguments_of(formula: Formula) -> dict[str, symbols.Tensor]:
     """The formula's parameters that the torch call takes, by torch name."""
-    return {p.role.argument: p for p in formula.parameters.values() if p.role is not None and p.role.argument}
+    return {name: parameter for name, (_, parameter) in torch_parameters(formula).items()}
 
 
 def build(formula: Formula, case: Case) -> Inputs:
@@ -66,10 +66,16 @@ def build(formula: Formula, case: Case) -> Inputs:
                 arguments["is_causal"] = case.causal
         elif role.kind == "scalar":
             arguments[name] = case.scale
+        elif role.kind == "index":
+            classes, ignored = choose(case, name, shape_of(formula, parameter, case), _classes(parameter, case))
+            arguments[name] = torch.from_numpy(np.array(classes)).to(case.device)
+            if role.ignored:
+                arguments[role.ignored] = ignored
         else:
             values = _values(case, name, position, shape_of(formula, parameter, case))
             layouts = case.layout.split("+")
             arguments[name] = _place(values, case, layouts[position % len(layouts)])
+    arguments.update(count_values(formula, dict(case.sizes)))
     if case.law == "vjp":
         values = _values(case, "grad_output", -1, shape_of(formula, formula.result, case), family="normal")
         arguments["grad_output"] = _place(values, case, case.grad)
@@ -92,10 +98,39 @@ def _place(values: np.ndarray, case: Case, layout: str) -> Tensor:
 def _mask(formula: Formula, parameter: symbols.Tensor, case: Case) -> Tensor | None:
     if case.mask == "none":
         return None
-    rows, columns = (axis.dim.size(dict(case.sizes)) for axis in parameter.axes[-2:])
-    keep = MASKS[case.mask](Bits(case.seed, "mask", case.mask), case.batch, rows, columns)
+    *heads, rows, columns = mask_shape(formula, parameter, case)
+    batch = (*case.batch, *heads)
+    keep = MASKS[case.mask](Bits(case.seed, "mask", case.mask), batch, rows, columns)
+    if len(parameter.axes) == 1:
+        keep = keep[..., 0, :]
     tensor = torch.from_numpy(np.ascontiguousarray(keep)).to(case.device)
-    return tensor.expand(*case.batch, rows, columns) if case.mask == "expanded" else tensor
+    return tensor.expand(*batch, *keep.shape[-min(len(parameter.axes), 2) :]) if case.mask == "expanded" else tensor
+
+
+def mask_shape(formula: Formula, parameter: symbols.Tensor, case: Case) -> tuple[int, ...]:
+    """(heads…, rows, columns) of a mask; one row where it has a single axis."""
+    shape = torch_shape(formula, parameter, dict(case.sizes))
+    return shape if len(shape) > 1 else (1, *shape)
+
+
+def _classes(parameter: symbols.Tensor, case: Case) -> int:
+    return parameter.axes[-1].dim.size(dict(case.sizes))
+
+
+def choose(case: Case, name: str, shape: Sequence[int], count: int) -> tuple[np.ndarray, int]:
+    """(int64 classes of `shape`, the value of ignore_index) that the case's `index` describes."""
+    bits = Bits(case.seed, name)
+    classes = bits.integers(0, count, tuple(shape)).astype(np.int64)
+    if case.index == "ends":  # the first class and the last
+        classes = np.where(classes % 2 == 0, 0, count - 1)
+    elif case.index == "same":  # one class for all, the last
+        classes = np.full(classes.shape, count - 1)
+    elif case.index == "ignored":
+        hidden = Bits(case.seed, name, "ignored").uniform(tuple(shape)) < 0.4
+        classes = np.where(hidden, IGNORE_INDEX, classes)
+    elif case.index == "all_ignored":
+        classes = np.full(classes.shape, IGNORE_INDEX)
+    return classes, count // 2 if case.index == "ignored_class" else IGNORE_INDEX
 
 
 def _every_other(batch: Sequence[int]) -> tuple[int, ...]:
@@ -148,7 +183,7 @@ def _plant(formula: Formula, case: Case, arguments: Arguments, keep: Tensor | No
     if case.special in ("none", "reuse"):
         return
     tensors = [
-        t for name, t in arguments.items() if isinstance(t, Tensor) and t.dtype != torch.bool and name != "grad_output"
+        t for name, t in arguments.items() if isinstance(t, Tensor) and t.is_floating_point() and name != "grad_output"
     ]
     if case.special == "minus_inf":
         _write(
@@ -166,26 +201,43 @@ def _plant(formula: Formula, case: Case, arguments: Arguments, keep: Tensor | No
         _write(first, where, value)
         return
     hidden = hidden_columns(formula, case, keep)
-    for name, parameter in arguments_of(formula).items():
+    for name, parameter in hidden_arguments(formula).items():
         tensor = arguments[name]
-        if isinstance(tensor, Tensor) and tensor.dtype != torch.bool and parameter.axes[0] == _column_axis(formula):
-            _write(tensor, np.broadcast_to(hidden[..., None], tuple(tensor.shape)), value)
+        assert isinstance(tensor, Tensor)
+        after = len(parameter.axes) - 1 - parameter.axes.index(column_axis(formula))
+        before = tensor.dim() - hidden.ndim - after
+        shape = (*hidden.shape[:-1], *(1,) * before, hidden.shape[-1], *(1,) * after)
+        _write(tensor, np.broadcast_to(hidden.reshape(shape), tuple(tensor.shape)), value)
 
 
-def _column_axis(formula: Formula) -> symbols.Index | None:
-    masks = [p for p in formula.parameters.values() if p.role and p.role.kind == "mask" and p.role.argument]
-    return masks[0].axes[-1] if masks else None
+def mask_of(formula: Formula) -> symbols.Tensor | None:
+    """The parameter that is the mask of the torch call."""
+    masks = [p for p in arguments_of(formula).values() if p.role and p.role.kind == "mask"]
+    return masks[0] if masks else None
+
+
+def column_axis(formula: Formula) -> symbols.Index:
+    """The axis of what the mask hides: the keys'."""
+    found = mask_of(formula)
+    assert found is not None, f"{formula.name} has no mask"
+    return found.axes[-1]
+
+
+def hidden_arguments(formula: Formula) -> dict[str, symbols.Tensor]:
+    """The real arguments whose entries a mask can hide, by torch name."""
+    axis = column_axis(formula)
+    return {n: p for n, p in arguments_of(formula).items() if p.role and p.role.kind == "real" and axis in p.axes}
 
 
 def hidden_columns(formula: Formula, case: Case, keep: Tensor | None) -> np.ndarray:
-    """Which keys no query of the matrix may look at, (*batch, m)."""
-    axis = _column_axis(formula)
-    assert axis is not None, f"{formula.name} has no mask"
-    columns = axis.dim.size(dict(case.sizes))
+    """Which keys no query of any head may look at, (*batch, m)."""
+    parameter = mask_of(formula)
+    assert parameter is not None, f"{formula.name} has no mask"
+    shape = torch_shape(formula, parameter, dict(case.sizes))
     if keep is None:
-        return np.zeros((*case.batch, columns), bool)
-    seen = keep.cpu().numpy().any(-2)
-    return np.broadcast_to(~seen, (*case.batch, columns))
+        return np.zeros((*case.batch, shape[-1]), bool)
+    seen = np.broadcast_to(keep.cpu().numpy(), (*case.batch, *shape))
+    return np.asarray(~seen.any(tuple(range(len(case.batch), seen.ndim - 1))))
 
 
 def _write(tensor: Tensor, where: np.ndarray, value: float, spare_first: bool = False) -> None:

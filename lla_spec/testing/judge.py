@@ -18,11 +18,12 @@ from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.edges import hazards, ratios
 from lla_spec.evaluating.operations import bound
+from lla_spec.interface import keyword_names, torch_shape
 from lla_spec.language import Formula
 from lla_spec.testing.calling import Expected, Misbehaved, autograd_vjp, call, checked, checked_gradients
 from lla_spec.testing.cases import Case
 from lla_spec.testing.families import FAMILIES
-from lla_spec.testing.inputs import Arguments, arguments_of, build, hidden_columns, shape_of
+from lla_spec.testing.inputs import Arguments, arguments_of, build, hidden_columns, lead, mask_of, shape_of
 from lla_spec.testing.targets import Target
 
 Truth = dict[str, Bounded]  # by output: "" for a forward result, the argument's name for a gradient
@@ -69,11 +70,11 @@ class Judgement:
 
 
 def as_numpy(value: Any) -> Any:
-    """A tensor's values as float64 (bool stays bool), exactly; anything else as it is."""
+    """A tensor's values as float64 (bools and integers stay what they are), exactly; anything else as it is."""
     if not isinstance(value, Tensor):
         return value
     dense = value.detach().cpu()
-    return dense.numpy() if dense.dtype == torch.bool else dense.to(torch.float64).numpy()
+    return dense.to(torch.float64).numpy() if dense.is_floating_point() else dense.numpy()
 
 
 def truth_of(
@@ -126,10 +127,11 @@ def answer(target: Target, formula: Formula, case: Case, arguments: Arguments) -
     name = formula.name
     if case.special == "reuse":
         arguments = _written_again(target, formula, case, arguments)
-    first = next(v for v in arguments.values() if isinstance(v, Tensor))
+    keywords = keyword_names(formula)
+    first = next(v for v in arguments.values() if isinstance(v, Tensor) and v.is_floating_point())
     forward = Expected(shape_of(formula, formula.result, case), first.dtype, first.device)
     if case.law != "vjp":
-        return {"": checked(call(target.functions[name], arguments, name), forward, name)}
+        return {"": checked(call(target.functions[name], arguments, name, keywords), forward, name)}
     wanted: dict[str, Expected | None] = {}
     for parameter in gradient_parameters(formula):
         role = formula.parameters[parameter].role
@@ -139,9 +141,11 @@ def answer(target: Target, formula: Formula, case: Case, arguments: Arguments) -
             Expected(tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else None
         )
     if f"{name}_vjp" in target.functions:
-        result = call(target.functions[f"{name}_vjp"], arguments, f"{name}_vjp")
+        result = call(target.functions[f"{name}_vjp"], arguments, f"{name}_vjp", keywords)
     else:
-        result = autograd_vjp(target.functions[name], name, arguments, forward) if target.differentiable(name) else None
+        if not target.differentiable(name):
+            return None
+        result = autograd_vjp(target.functions[name], name, arguments, forward, formula)
         if result is None:
             return None
         result = tuple(None if wanted[k] is None else v for k, v in zip(wanted, result, strict=True))
@@ -155,7 +159,7 @@ def _written_again(target: Target, formula: Formula, case: Case, arguments: Argu
         f"{formula.name}_vjp" if case.law == "vjp" else formula.name, target.functions[formula.name]
     )
     first = {k: v for k, v in other.items() if k != "grad_output" or f"{formula.name}_vjp" in target.functions}
-    call(function, first, formula.name)
+    call(function, first, formula.name, keyword_names(formula))
     for name, value in arguments.items():
         reused = other[name]
         if isinstance(value, Tensor) and isinstance(reused, Tensor):
@@ -173,6 +177,8 @@ def _judged_part(
         return {
             key: _free(b, np.True_) for key, b in truth.items()
         }, "a value behind the mask leaks into the result" if leaks else ""
+    if case.index == "all_ignored" and case.law == "definition":
+        return _of_nothing(target.policy(name, "all_ignored"), truth), ""
     policy = target.policy(name, "fully_masked_row")
     empty: np.ndarray | None = empty_rows(formula, case, arguments)
     if empty is None or not empty.any() or policy == "zeros" or (policy is None and case.law == "definition"):
@@ -181,8 +187,25 @@ def _judged_part(
     if case.law == "definition":
         return {key: _free(b, rows) for key, b in truth.items()}, ""
     # Whatever such a row gives, it may give to every gradient of its matrix.
-    matrices = np.asarray(rows.any(-2, keepdims=True))
-    return {key: _free(b, matrices) for key, b in truth.items()}, ""
+    matrices = np.asarray(empty.any(tuple(range(len(case.batch), empty.ndim))))
+    return {key: _free(b, _over(matrices, formula, case, key, b)) for key, b in truth.items()}, ""
+
+
+def _of_nothing(policy: str | None, truth: Truth) -> Truth:
+    """The mean loss over no target: NaN, 0, or (undeclared) either of both, so not judged."""
+    undefined = {key: np.isnan(bounded.value) for key, bounded in truth.items()}
+    if policy == "nan":
+        return truth
+    if policy == "zero":
+        return {k: Bounded(np.where(undefined[k], 0.0, b.value), b.error) for k, b in truth.items()}
+    return {key: _free(bounded, undefined[key]) for key, bounded in truth.items()}
+
+
+def _over(matrices: np.ndarray, formula: Formula, case: Case, argument: str, bounded: Bounded) -> np.ndarray:
+    """Which matrices of the batch, spread over one argument's gradient; any of them concerns what the batch shares."""
+    if not lead(formula, arguments_of(formula)[argument], case.batch):
+        return np.asarray(matrices.any())
+    return matrices.reshape(*matrices.shape, *(1,) * (bounded.value.ndim - matrices.ndim))
 
 
 def _free(bounded: Bounded, where: np.ndarray | np.bool_) -> Bounded:
@@ -192,16 +215,16 @@ def _free(bounded: Bounded, where: np.ndarray | np.bool_) -> Bounded:
 
 
 def empty_rows(formula: Formula, case: Case, arguments: Arguments) -> np.ndarray | None:
-    """Which queries look at no key, (*batch, n); None for an operation without a mask."""
-    masked = [p for p in arguments_of(formula).values() if p.role and p.role.kind == "mask"]
-    if not masked:
+    """Which rows of the mask see nothing, (*batch, heads…, n), (*batch) for a mask of one axis; None without a mask."""
+    parameter = mask_of(formula)
+    if parameter is None:
         return None
-    rows, columns = (axis.dim.size(dict(case.sizes)) for axis in masked[0].axes[-2:])
+    shape = torch_shape(formula, parameter, dict(case.sizes))
     keep = arguments["mask"]
-    seen = np.ones((rows, columns), bool) if keep is None else as_numpy(keep)
+    seen = np.ones(shape, bool) if keep is None else as_numpy(keep)
     if case.causal:
-        seen = seen & np.tri(rows, columns, columns - rows, dtype=bool)
-    return np.broadcast_to(~seen.any(-1), (*case.batch, rows))
+        seen = seen & np.tri(shape[-2], shape[-1], shape[-1] - shape[-2], dtype=bool)
+    return np.broadcast_to(~seen.any(-1), (*case.batch, *shape[:-1]))
 
 
 def worst_entry(outputs: Outputs, truth: Truth, contract: Contract) -> Worst | None:
@@ -235,15 +258,17 @@ def rejects_fakes(arguments: Arguments, outputs: Outputs, truth: Truth, contract
 
 
 def fakes(arguments: Arguments, outputs: Outputs) -> Iterator[dict[str, np.ndarray]]:
+    """Whole answers: zeros, a constant, and a copy of an input wherever it has the shape (zeros elsewhere)."""
     shapes = {key: tuple(value.shape) for key, value in outputs.items()}
-    yield {key: np.zeros(shape) for key, shape in shapes.items()}
+    zeros = {key: np.zeros(shape) for key, shape in shapes.items()}
+    yield zeros
     tensors = [as_numpy(v) for v in arguments.values() if isinstance(v, Tensor) and v.is_floating_point()]
     first = tensors[0][np.isfinite(tensors[0])]
     yield {key: np.full(shape, first.mean() if first.size else 0.0) for key, shape in shapes.items()}
     for tensor in tensors:
         copies = {key: tensor for key, shape in shapes.items() if shape == tensor.shape}
         if copies:
-            yield copies
+            yield {**zeros, **copies}
 
 
 def _tight_applies(case: Case, contract: Contract) -> bool:

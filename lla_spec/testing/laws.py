@@ -23,6 +23,7 @@ from lla_spec.evaluating.contracts import Contract, contract
 from lla_spec.evaluating.edges import hazards, ratios
 from lla_spec.evaluating.plan import Plan
 from lla_spec.evaluating.rounding import Rounding
+from lla_spec.interface import IGNORE_INDEX, count_values, own_axes, torch_axes, torch_shape
 from lla_spec.language import Law
 from lla_spec.symbols import Tensor, inputs
 from lla_spec.testing.bits import Bits
@@ -107,7 +108,8 @@ def _visible(tensor: Tensor, target: Target) -> Visible | None:
         if argument is None or role is None:
             continue
         hidden = not role.argument and not _at_default(argument)
-        if hidden or (role.argument and role.kind == "mask" and not _boolean(argument)):
+        shared = isinstance(argument, Tensor) and not role.batched and len(argument.axes) > len(parameter.axes)
+        if hidden or shared or (role.argument and role.kind == "mask" and not _boolean(argument)):
             return None  # the torch signature cannot say this: the specification evaluates the call
     return Visible(tensor, formula, gradient)
 
@@ -129,6 +131,7 @@ class _Run:
     """The values of one case: the law's inputs, then what the target answered."""
 
     def __init__(self, target: Target, law: Law, case: Case, contract_of: ContractOf) -> None:
+        case = feasible(law, case)
         self.target, self.law, self.case, self.contract_of = target, law, case, contract_of
         self.sizes = dict(case.sizes)
         self.values: dict[Tensor, Bounded] = {}
@@ -206,16 +209,40 @@ class _Run:
                 arguments[role.argument] = None
                 continue
             value = self.evaluate(argument).value
-            if role.kind == "mask":
-                arguments[role.argument] = None if argument == 1 else torch.from_numpy(np.array(value != 0))
-            elif role.kind == "scalar":
+            if role.kind == "scalar":
                 arguments[role.argument] = float(value)
+            elif role.kind == "index":
+                classes, ignored = _chosen(value)
+                arguments[role.argument] = classes
+                if role.ignored:
+                    arguments[role.ignored] = ignored
+            elif role.kind == "mask":
+                found = None if argument == 1 else torch.from_numpy(np.array(value != 0))
+                arguments[role.argument] = found if found is None else self._merged(call, parameter, found)
             else:
-                arguments[role.argument] = self._cast(value)
+                arguments[role.argument] = self._merged(call, parameter, self._cast(value))
+        arguments.update(count_values(call.operation, self._sizes_of(call)))
         if call.gradient:
             seed = list(call.tensor.call.arguments.values())[-1]
-            arguments["grad_output"] = self._cast(self.evaluate(seed).value)
+            cast = self._cast(self.evaluate(seed).value)
+            arguments["grad_output"] = self._merged(call, call.operation.result, cast)
         return {k: v.to(self.case.device) if isinstance(v, TorchTensor) else v for k, v in arguments.items()}
+
+    def _merged(self, call: Visible, parameter: Tensor, value: TorchTensor) -> TorchTensor:
+        """An argument in torch's layout: the batch and row axes in front, merged axes as one."""
+        own = len(own_axes(call.operation, parameter))
+        lead = tuple(value.shape[: value.dim() - own])
+        return value.reshape((*lead, *torch_shape(call.operation, parameter, self._sizes_of(call))))
+
+    def _sizes_of(self, call: Visible) -> dict[str, int]:
+        """The sizes of the operation's own dimensions in this call."""
+        found: dict[str, int] = {}
+        for name, parameter in call.operation.parameters.items():
+            argument = call.tensor.call.arguments[name]
+            if isinstance(argument, Tensor):
+                for own, actual in zip(reversed(parameter.axes), reversed(argument.axes), strict=False):
+                    found[own.dim.name] = actual.dim.size(self.sizes)
+        return found
 
     def _cast(self, value: np.ndarray) -> TorchTensor:
         exact = torch.from_numpy(np.array(value, dtype=np.float64))
@@ -225,18 +252,15 @@ class _Run:
 
     def _shape_case(self, call: Visible, arguments: Arguments) -> Case:
         """A case with the sizes of this call, so that the expected shapes follow from the declaration."""
-        sizes, batch = {}, ()
+        batch: tuple[int, ...] = ()
         for parameter in call.operation.parameters.values():
             value = arguments.get(parameter.role.argument) if parameter.role else None
-            if isinstance(value, TorchTensor) and value.dtype != torch.bool:
-                own = [axis for axis in parameter.axes if axis != call.operation.rows]
-                lead = tuple(value.shape[: value.dim() - len(own)])
-                batch = lead if parameter.role and parameter.role.batched else batch
-                sizes.update({axis.dim.name: value.shape[p - len(own)] for p, axis in enumerate(own)})
+            role = parameter.role
+            if isinstance(value, TorchTensor) and role and role.batched and role.kind != "mask":
+                batch = tuple(value.shape[: value.dim() - len(torch_axes(call.operation, parameter))])
         law = "vjp" if call.gradient else "definition"
-        return replace(
-            self.case, op=call.operation.name, law=law, sizes=tuple(sizes.items()), batch=batch, special="none"
-        )
+        sizes = tuple(self._sizes_of(call).items())
+        return replace(self.case, op=call.operation.name, law=law, sizes=sizes, batch=batch, special="none")
 
     def _spec_shape(self, call: Visible, array: np.ndarray) -> np.ndarray:
         return array.reshape(tuple(axis.dim.size(self.sizes) for axis in call.tensor.axes))
@@ -269,6 +293,12 @@ def _free(tensor: Tensor) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
+def _chosen(matrix: np.ndarray) -> tuple[TorchTensor, int]:
+    """The int64 classes of a matrix of zeros and ones, and the value of ignore_index for rows of zeros."""
+    kept = matrix.any(-1)
+    return torch.from_numpy(np.where(kept, matrix.argmax(-1), IGNORE_INDEX).astype(np.int64)), IGNORE_INDEX
+
+
 def _sure(value: np.ndarray) -> Bounded:
     return Bounded(np.asarray(value, dtype=np.float64), np.zeros(np.shape(value)))
 
@@ -288,6 +318,28 @@ def _feeds(call: Tensor, other: Tensor) -> bool:
     return any(part is call or _feeds(call, part) for part in parts)
 
 
+def _orthonormal(bits: Bits, shape: tuple[int, ...], along: int) -> np.ndarray:
+    """Signed unit vectors along one axis, all different; turned by a Hadamard matrix / 2 where fours of rows fit."""
+    length, count = shape[along], shape[1 - along]
+    columns = np.eye(length)[:, bits.permutation(length)[:count]] * bits.signs((count,))
+    if length % 4 == 0:
+        hadamard = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+        columns = np.einsum("ab,nbk->nak", hadamard, columns.reshape(-1, 4, count)).reshape(length, count)
+    return columns if along == 0 else columns.T
+
+
+def feasible(law: Law, case: Case) -> Case:
+    """The case with orthonormal vectors at least as long as there are of them."""
+    sizes = dict(case.sizes)
+    for made in (tensor for hypothesis in law.hypotheses for tensor in hypothesis.by.values()):
+        if made.orthonormal is not None:
+            (other,) = (axis for axis in made.axes if axis != made.orthonormal)
+            along = made.orthonormal.dim.name
+            if along in sizes:
+                sizes[along] = max(sizes[along], other.dim.size(sizes))
+    return case.with_sizes(sizes)
+
+
 def draw(tensor: Tensor, case: Case, sizes: Mapping[str, int]) -> np.ndarray:
     """An input of a law on the dyadic grid: small integers times a power of two, 0/1 masks, true permutations."""
     shape = tuple(axis.dim.size(sizes) for axis in tensor.axes)
@@ -295,8 +347,12 @@ def draw(tensor: Tensor, case: Case, sizes: Mapping[str, int]) -> np.ndarray:
     kind = tensor.role.kind if tensor.role else "real"
     if tensor.permutation:
         return bits.permutation(shape[0])
+    if tensor.orthonormal is not None:
+        return _orthonormal(bits, shape, tensor.axes.index(tensor.orthonormal))
     if tensor.role is not None and not tensor.role.argument and tensor.role.default is not None:
         return np.full(shape, float(tensor.role.default))
+    if kind == "index":
+        return (bits.integers(0, shape[-1], shape[:-1])[..., None] == np.arange(shape[-1])).astype(np.float64)
     if kind == "mask":
         keep = bits.integers(0, 3, shape) > 0
         np.put_along_axis(keep, bits.integers(0, shape[-1], (*shape[:-1], 1)), True, -1)

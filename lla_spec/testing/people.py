@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lla_spec.evaluating.arguments import signature
+from lla_spec.certified import Certified
 from lla_spec.evaluating.contracts import contract as named_contract
 from lla_spec.evaluating.edges import ratios
+from lla_spec.interface import signature
+from lla_spec.testing.certified import complaint
 from lla_spec.testing.inputs import DTYPE_NAMES
 from lla_spec.testing.judge import Truth, as_numpy, truth_of
 from lla_spec.testing.runner import Options, Session
@@ -44,7 +46,7 @@ def _truth(operation: str, dtype: torch.dtype | None, contract: Any, args: Any, 
 def bound(operation: str, *args: Any, dtype: torch.dtype | None = None, contract: Any = None, **kwargs: Any) -> Any:
     """What rounding may do to each entry of `operation` at these tensors, in `dtype` (the tensors' unless given).
 
-    A float64 tensor of the result's shape; for an operation's `_vjp` a tuple of them, None where the input was None.
+    A float64 tensor of the result's shape; for an operation's `_vjp` a dict of them by argument name.
 
     >>> float(bound("matmul", torch.ones(1, 4), torch.ones(4, 1), dtype=torch.bfloat16)) < 2**-5
     True
@@ -63,11 +65,17 @@ def assert_correct(operation: str, result: Any, *args: Any, contract: Any = None
     >>> a, b = torch.ones(2, 3), torch.ones(3, 2)
     >>> assert_correct("matmul", a @ b, a, b)
     """
-    operation_formula(operation.removesuffix("_vjp"))
+    formula = operation_formula(operation.removesuffix("_vjp"))
     results = list(result) if isinstance(result, tuple | list) else [result]
     first = next((r for r in results if isinstance(r, Tensor)), None)
     if first is None:
         raise AssertionError(f"{operation}: the result is {type(result).__name__}, it must be a torch.Tensor")
+    if isinstance(formula, Certified):
+        given = dict(formula.signature.bind(*args, **kwargs).arguments)
+        wrong = complaint(formula, result, given, named_contract(contract, DTYPE_NAMES[first.dtype]))
+        if wrong:
+            raise AssertionError(wrong)
+        return
     truth, io = _truth(operation, first.dtype, contract, args, kwargs)
     keys = list(truth)
     given = results if len(keys) == len(results) else [r for r in results if r is not None]

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
+from lla_spec.certified import Certified
 from lla_spec.language import registry
 from lla_spec.testing.cases import Case
+from lla_spec.testing.certified_cases import certified_cases
 from lla_spec.testing.diagnose import texts
 from lla_spec.testing.judge import Judgement
 from lla_spec.testing.runner import EVERY_CHECK, Options, Session, law_of
@@ -102,8 +104,11 @@ class RowTest:
     def cases(self) -> st.SearchStrategy[Case]:
         """Random cases of this row, inside what the target supports."""
         row, support = self.row, self.tests.session.target.support(self.row.op)
+        formula = operation_formula(row.op)
+        if isinstance(formula, Certified) and row.law == "definition":
+            return certified_cases(formula, row.dtype, row.device, support)
         if row.law in ("definition", "vjp"):
-            return cases(operation_formula(row.op), row.law, row.dtype, row.device, support)
+            return cases(formula, row.law, row.dtype, row.device, support)
         return law_cases(law_of(row), row.dtype, row.device, support)
 
     def check(self, case: Case) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lla_spec.certified import Certified
 from lla_spec.testing.cases import Case, CaseError
 from lla_spec.testing.covering import features
 from lla_spec.testing.diagnose import explain
@@ -17,9 +18,15 @@ def replay_case(target: Target, case: Case, contract: str | None, target_name: s
     row = Row(case.op, case.law, case.dtype, case.device)
     session = Session(target, Options(ops=(case.op,), devices=(case.device,), contract=contract))
     own = case.law in ("definition", "vjp")
-    wanted = set(features(formula).dims) if own else {dim.name for dim in law_of(row).dims}
+    if isinstance(formula, Certified) and own:
+        wanted = {dim.name for dim in formula.dims}
+    else:
+        wanted = set(features(formula).dims) if own else {dim.name for dim in law_of(row).dims}
     if wanted != set(dict(case.sizes)):
         raise CaseError(f"case {case}: {case.op} / {case.law} needs the sizes {', '.join(sorted(wanted))}")
+    why = formula.impossible(dict(case.sizes)) if isinstance(formula, Certified) and own else ""
+    if why:
+        raise CaseError(f"case {case}: {why}")
     declared = session.contract(row)
     found = session.judging(row, declared)(case)
     if not found.failed:

@@ -11,10 +11,13 @@ import hypothesis
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
+from lla_spec.certified import Certified
 from lla_spec.evaluating.contracts import Contract
-from lla_spec.language import Law, registry
+from lla_spec.language import Formula, Law, registry
 from lla_spec.testing.calling import Misbehaved
 from lla_spec.testing.cases import DTYPES, Case
+from lla_spec.testing.certified import answer_certified, judge_certified
+from lla_spec.testing.certified_cases import build_certified, certified_cases, certified_covering
 from lla_spec.testing.covering import covering, law_covering
 from lla_spec.testing.inputs import build
 from lla_spec.testing.judge import Judgement, answer, judge
@@ -84,11 +87,8 @@ class Session:
     def _laws(self, operation: str) -> Iterator[str]:
         chosen = self.options.laws
         formula = operation_formula(operation)
-        names = [
-            "definition",
-            *(["vjp"] if formula.differentiable else []),
-            *(l.name for l in registry.laws_of(operation)),
-        ]
+        theorems = [] if isinstance(formula, Certified) else registry.laws_of(operation)  # witnesses: proved
+        names = ["definition", *(["vjp"] if formula.differentiable else []), *(law.name for law in theorems)]
         for name in names:
             if not chosen or name in chosen or f"{formula.topic}.{name}" in chosen:
                 yield name
@@ -104,10 +104,13 @@ class Session:
         key = (operation, dtype, device, law)
         if key not in self._probed:
             formula = operation_formula(operation)
-            _, case = covering(formula, law, dtype, device)[0]
-            case = self.target.support(operation).nearest(case)
+            listed = _listed(formula, law, dtype, device)
+            case = self.target.support(operation).nearest(listed[0][1])
             try:
-                answer(self.target, formula, case, build(formula, case).arguments)
+                if isinstance(formula, Certified):
+                    answer_certified(self.target, formula, case, build_certified(formula, case).arguments)
+                else:
+                    answer(self.target, formula, case, build(formula, case).arguments)
                 self._probed[key] = ""
             except Misbehaved as error:
                 self._probed[key] = str(error) if error.kind == "raises" else ""
@@ -163,6 +166,8 @@ class Session:
 
         def judging(case: Case) -> Judgement:
             with one_blas_thread(), threads_for(case):
+                if isinstance(formula, Certified) and law is None:
+                    return judge_certified(self.target, formula, case, contract)
                 if law is None:
                     return judge(self.target, formula, case, contract)
                 return judge_law(self.target, law, case, self._contract_of(row))
@@ -177,13 +182,15 @@ class Session:
         formula, support = operation_formula(row.op), self.target.support(row.op)
         own = row.law in ("definition", "vjp")
         listed = (
-            covering(formula, row.law, row.dtype, row.device)
+            _listed(formula, row.law, row.dtype, row.device)
             if own
             else law_covering(law_of(row), row.dtype, row.device)
         )
         if not self.options.at:
             yield from ((name, case) for name, case in listed if support.takes(case))
-        if own:
+        if isinstance(formula, Certified) and own:
+            strategy = certified_cases(formula, row.dtype, row.device, support)
+        elif own:
             strategy = cases(formula, row.law, row.dtype, row.device, support)
         else:
             strategy = law_cases(law_of(row), row.dtype, row.device, support)
@@ -208,6 +215,13 @@ class Session:
     def fail(self, result: Result, found: Judgement) -> None:
         result.kind, result.message, result.case, result.failing = found.kind, found.message, str(found.case), found
         result.worst_ratio = max(result.worst_ratio, found.ratio) if found.worst else result.worst_ratio
+
+
+def _listed(formula: Formula, law: str, dtype: str, device: str) -> list[tuple[str, Case]]:
+    """The covering list of "definition" or "vjp"."""
+    if isinstance(formula, Certified):
+        return certified_covering(formula, dtype, device)
+    return covering(formula, law, dtype, device)
 
 
 def law_of(row: Row) -> Law:

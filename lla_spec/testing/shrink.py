@@ -48,8 +48,8 @@ def _simpler(case: Case) -> Iterator[Case]:
         if len(case.batch) == 1:
             yield from (replace(case, batch=(s,)) for s in SIZES if s < case.batch[0])
     plain = {
-        "layout": "dense", "grad": "dense", "mask": "none", "causal": False, "scale": None, "special": "none",
-        "without": "", "exponent": 0,
+        "layout": "dense", "grad": "dense", "mask": "none", "index": "random", "causal": False, "scale": None,
+        "special": "none", "without": "", "exponent": 0,
     }  # fmt: skip
     for name, value in plain.items():
         if getattr(case, name) != value:

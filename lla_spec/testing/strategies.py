@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lla_spec.language import Formula, Law
 from lla_spec.testing.cases import Case
-from lla_spec.testing.covering import LONG, SMALLEST, Features, features
+from lla_spec.testing.covering import LONG, SMALLEST, Features, features, few_heads
 from lla_spec.testing.inputs import MASKS
 
 SMALL = (1, 2, 3, 5, 7, 11, 15, 16, 17, 23, 31, 32, 33)
@@ -73,7 +73,7 @@ def _size(draw: Callable[..., Any], name: str, f: Features, dtype: str) -> int:
     kind = draw(st.integers(0, 19))
     if kind < 16 or dtype == "fp64":
         return draw(st.sampled_from(SMALL))
-    if kind < 19 or name not in f.summed:
+    if kind < 19 or name not in f.summed or name in f.squared:
         return draw(st.sampled_from(MEDIUM))
     return draw(st.integers(128, LONG[dtype]))
 
@@ -94,6 +94,7 @@ def cases(
     equal = draw(st.sampled_from([None] * 9 + list(SMALL)))  # d = e, n = m: what some kernels take for granted
     for name in f.dims:
         size = draw(_size(name, f, dtype)) if equal is None else equal
+        size = few_heads(size) if name in f.heads else size
         sizes[name] = size if size * _product(sizes) <= budget else draw(st.sampled_from(SMALL[:4]))
     batch = draw(
         st.sampled_from(
@@ -109,12 +110,13 @@ def cases(
         mask = draw(st.sampled_from(["none"] * 3 + list(MASKS)))
         causal = bool(f.causal) and draw(st.booleans())
     scale = draw(st.sampled_from([None] * 4 + [x for few in f.scalars.values() for x in few])) if f.scalars else None
+    chosen = ["random"] * 4 + ["ends", "same"] + (["ignored"] * 3 + ["ignored_class"] if f.ignored else [])
     layouts = ["dense"] * 4 + ["transposed", "strided", "sliced", "offset"]
     case = Case(
         formula.name, law, dtype, device, tuple(sizes.items()), batch, family, exponent,
         layout="+".join(draw(st.lists(st.sampled_from(layouts), min_size=1, max_size=f.arguments))),
         grad=draw(st.sampled_from(layouts + ["scalar"])) if law == "vjp" else "dense",
-        mask=mask, causal=causal, scale=scale,
+        mask=mask, index=draw(st.sampled_from(chosen)) if f.index else "random", causal=causal, scale=scale,
         without="+".join(name for name in f.optional if draw(st.integers(0, 3)) == 0),
         seed=draw(st.integers(0, 2**32 - 1)),
     )  # fmt: skip

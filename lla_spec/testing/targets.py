@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -23,6 +24,7 @@ POLICIES = {
     "causal_alignment": ("bottom_right", "top_left"),
     "nan_in_masked": ("ignored", "propagates"),
     "overflow": ("inf",),
+    "all_ignored": ("nan", "zero"),
 }
 BUNDLED = {"torch_native": "lla_spec.testing.torch_native"}
 
@@ -44,7 +46,9 @@ class Target:
         return operation in self.functions
 
     def _claim(self, operation: str, key: str, default: Any = None) -> Any:
-        own = self.claims.get("ops", {}).get(operation, {})
+        declared = self.claims.get("ops", {})
+        function = registry.formulas[operation].called if operation in registry.formulas else operation
+        own = declared.get(operation, declared.get(function, {}))
         return own.get(key, self.claims.get(key, default))
 
     def dtypes(self, operation: str) -> tuple[str, ...] | None:
@@ -125,7 +129,25 @@ def _file(path: str) -> ModuleType:
     file = Path(path)
     if not file.is_file():
         raise TargetError(f"target {path}: no such file")
-    name = f"lla_target_{file.stem}"
+    return _executed(path, file, f"lla_target_{file.stem}")
+
+
+def declare(page: Path) -> None:
+    """Import a page outside of lla_spec.formulas, under the name that `import` gives it; its stem is the topic."""
+    if not page.is_file():
+        raise TargetError(f"page {page}: no such file")
+    if page.stem in sys.modules:
+        found = getattr(sys.modules[page.stem], "__file__", None)
+        if found is None or Path(found).resolve() != page.resolve():
+            raise TargetError(f"page {page}: {page.stem} is the name of another module; rename the file")
+        return
+    _executed(str(page), page, page.stem)
+
+
+def _executed(path: str, file: Path, name: str) -> ModuleType:
+    beside = str(file.resolve().parent)
+    if beside not in sys.path:
+        sys.path.append(beside)  # its neighbours can be imported, as those of a script; last, so that they hide nothing
     made = importlib.util.spec_from_file_location(name, file)
     assert made is not None and made.loader is not None
     module = importlib.util.module_from_spec(made)
@@ -155,20 +177,27 @@ def _from_object(found: object, name: str, alias: str | None) -> Target:
     mapping = found if isinstance(found, Mapping) else None
     claims = (mapping.get("LLA_TARGET") if mapping is not None else getattr(found, "LLA_TARGET", None)) or {}
     check_claims(name, claims)
-    functions = {}
-    for operation in _operation_names():
-        function = mapping.get(operation) if mapping is not None else getattr(found, operation, None)
-        if callable(function):
-            functions[operation] = function
+    functions: dict[str, Callable[..., Any]] = {}
+    for formula in _formulas():
+        for suffix in ("", "_vjp"):
+            name_there = f"{formula.called}{suffix}"
+            function = mapping.get(name_there) if mapping is not None else getattr(found, name_there, None)
+            if callable(function):
+                given = {k: v for k, v in formula.keywords.items() if formula.called != formula.name}
+                functions[f"{formula.name}{suffix}"] = functools.partial(function, **given) if given else function
     if not functions:
         raise TargetError(f"target {name}: implements none of the operations ({', '.join(_operations())})")
     return Target(str(claims.get("name", name)), functions, str(claims.get("version", "")), claims)
 
 
-def _operations() -> list[str]:
+def _formulas() -> list[Formula]:
     import lla_spec.formulas  # noqa: F401  (declares them)
 
-    return [formula.name for formula in registry.operations()]
+    return registry.operations()
+
+
+def _operations() -> list[str]:
+    return [formula.name for formula in _formulas()]
 
 
 def _operation_names() -> list[str]:

@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import sys
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,8 @@ class Worker:
         if kind == "case":
             self.case = content
             return None
+        if kind == "broken":
+            raise RuntimeError(f"lla-spec itself failed on {self.pending[0].id}, case {self.case}:\n{content}")
         self.pending.popleft()
         return content
 
@@ -163,4 +166,9 @@ def _serve(job: Job, connection: Connection) -> None:
         except EOFError:
             return
         for row in rows:
-            send("result", session.run(row, announce=lambda case: send("case", case)))
+            try:
+                result = session.run(row, announce=lambda case: send("case", case))
+            except Exception:  # the target's own exceptions are results; this one is a defect of ours
+                send("broken", traceback.format_exc())
+                return
+            send("result", result)

@@ -200,7 +200,7 @@ def kernels_of(operation: str, law: str, promise: str) -> dict[str, Kernel]:
 
 def _forward(operation: str, promise: str) -> dict[str, Kernel]:
     if promise in ("strict", "fused"):
-        return {name: f for name, f in FORWARD[operation].items() if ("cast" in name) == (promise == "fused")}
+        return {name: f for name, f in FORWARD.get(operation, {}).items() if ("cast" in name) == (promise == "fused")}
     return dict(LOOSE[promise].get(operation, {}))
 
 

@@ -41,7 +41,6 @@ e, f = Sum(sp.exp(x[i, l]), l), Sum(x[i, l], l)
 mean = Sum(x[i, l], l) / m
 variance = Sum((x[i, l] - mean) ** 2, l) / m
 half = sp.Rational(1, 2)
-IDENTITIES = [law for law in registry.laws.values() if law.kind == "identity"]
 
 
 def raw_power(base: sp.Expr, exponent: sp.Expr) -> sp.Expr:
@@ -51,21 +50,10 @@ def raw_power(base: sp.Expr, exponent: sp.Expr) -> sp.Expr:
 # --- the pages -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("law", IDENTITIES, ids=lambda law: law.id)
-def test_every_identity_of_the_pages_is_proved(law):
-    outcome = prove(law.left, law.right)
-    assert outcome.proved, outcome.residual
-
-
 def test_the_certificate_of_the_hull_is_right_minus_left():
     law = registry.laws["attention.hull"]
     outcome = prove(Tensor("gap", law.left.axes, law.right.entry - law.left.entry), law.because)
     assert outcome.proved, outcome.residual
-
-
-@pytest.mark.parametrize("law", IDENTITIES, ids=lambda law: law.id)
-def test_every_identity_of_the_pages_is_refused_once_one_is_added(law):
-    assert not prove(law.left, Tensor("mutant", law.right.axes, law.right.entry + 1)).proved
 
 
 # --- true statements beyond the pages --------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 from flint import arb
 
 from lla_spec.calculus import gradient_parameters
+from lla_spec.certified import Certified
 from lla_spec.evaluating.balls import Balls, enclose, enclosure, precision
 from lla_spec.evaluating.compiling import compile_formula, compile_vjp
 from lla_spec.evaluating.float64 import Float64
@@ -15,8 +16,8 @@ from lla_spec.evaluating.operations import oracle
 from lla_spec.language import Formula, registry
 from tests.engine.test_plan import numbers
 
-SIZES = {"n": 3, "m": 5, "d": 4, "e": 2}
-OPERATIONS = registry.operations()
+SIZES = {"n": 3, "m": 5, "d": 4, "e": 2, "k": 3, "v": 4, "g": 2, "r": 2, "a": 3, "o": 2}
+OPERATIONS = [f for f in registry.operations() if not isinstance(f, Certified)]
 
 
 def values_of(formula: Formula, seed: int) -> dict[str, np.ndarray]:
@@ -33,7 +34,8 @@ def test_float64_and_balls_agree_to_float64(formula: Formula, vjp: bool) -> None
         values = values_of(formula, seed)
         plain = plan.run(Float64(), values)
         for name, ball in enclose(plan, values).items():
-            assert ball.rounded.all()
+            zero = np.abs(ball.high) + ball.radius < 1e-30  # the exact 0 of a key bias's gradient never rounds
+            assert (ball.rounded | zero).all()
             assert (ball.radius < 1e-30).all()
             np.testing.assert_allclose(plain[name], ball.high, rtol=1e-13, atol=1e-14)
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from lla_spec.evaluating.arguments import ArgumentError, operation, prepare, signature
+from lla_spec.evaluating.arguments import ArgumentError, operation, prepare
 from lla_spec.evaluating.contracts import contract
 from lla_spec.evaluating.operations import bound, generic_bound, oracle
+from lla_spec.interface import signature
 
 SIGNATURES = {
     "linear": "(x, weight, bias=None)",

@@ -10,6 +10,7 @@ import sympy as sp
 
 from lla_spec import formulas  # noqa: F401
 from lla_spec.calculus import gradient_parameters, vjp_formula
+from lla_spec.certified import Certified
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.compiling import compile_formula, compile_results, compile_vjp
 from lla_spec.evaluating.contracts import contract
@@ -38,10 +39,12 @@ from lla_spec.symbols import (
     tensor,
 )
 
-SIZES = {"n": 2, "m": 3, "d": 2, "e": 1, "p": 2}
-FORMULAS = list(registry.formulas.values())
-GRADIENTS = [vjp_formula(f, p) for f in registry.operations() for p in gradient_parameters(f)]
-IDENTITIES = [law for law in registry.laws.values() if law.kind == "identity"]
+SIZES = {"n": 2, "m": 3, "d": 2, "e": 1, "p": 2, "k": 2, "v": 3, "g": 2, "r": 1, "a": 2, "o": 2}
+FORMULAS = [formula for formula in registry.formulas.values() if not isinstance(formula, Certified)]
+# sympy takes minutes to write out one entry of multi-head attention: test_multi_head_bounds.py judges its oracle
+EXPLICIT = [formula for formula in FORMULAS if formula.name != "multi_head_attention"]
+GRADIENTS = [vjp_formula(f, p) for f in EXPLICIT if f.operation for p in gradient_parameters(f)]
+IDENTITIES = [law for law in registry.laws.values() if law.kind == "identity" and not law.hypotheses]
 
 
 def numbers(rng: np.random.Generator, given: Tensor, sizes: dict[str, int]) -> np.ndarray:
@@ -71,11 +74,14 @@ def naive(result: Tensor, values: dict[Label, np.ndarray], sizes: dict[str, int]
         result: Any = expr.xreplace({**given, **maxima})
         return float(result)
 
-    flat = [evaluated(expr) for expr in (list(entries) if not isinstance(entries, sp.MatrixBase) else entries.flat())]
+    flat = [
+        evaluated(expr)
+        for expr in (entries.flat() if isinstance(entries, sp.MatrixBase) else sp.flatten(entries.tolist()))
+    ]
     return np.array(flat).reshape([axis.dim.size(sizes) for axis in result.axes])
 
 
-@pytest.mark.parametrize("formula", [*FORMULAS, *GRADIENTS], ids=lambda f: f.id + (f.gradient_of or " .")[1][:1])
+@pytest.mark.parametrize("formula", [*EXPLICIT, *GRADIENTS], ids=lambda f: f.id + (f.gradient_of or " .")[1][:1])
 def test_plan_equals_the_naive_evaluation(formula: Formula) -> None:
     rng = np.random.default_rng(0)
     values = {name: numbers(rng, parameter, SIZES) for name, parameter in formula.parameters.items()}

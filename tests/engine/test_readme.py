@@ -6,15 +6,29 @@ from pathlib import Path
 import torch
 
 import lla_spec.formulas  # noqa: F401  (declares the laws)
-from lla_spec.showing import with_laws_table
+from lla_spec import catalogue
 from lla_spec.testing import assert_correct, bound
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+MAKE = "run `python -m lla_spec.catalogue` and commit README.md and docs/laws.md"
+
+
+def test_the_table_of_operations_is_the_registrys():
+    """Structure, counts and statuses; the ratios are those of a dated run."""
+    text = README.read_text(encoding="utf-8")
+    made = catalogue.operations_table(catalogue.ratios_in(text))
+    assert catalogue.between(text, catalogue.OPERATIONS, made) == text, MAKE
+
+
+def test_every_operation_has_a_ratio_in_each_dtype():
+    found = catalogue.ratios_in(README.read_text(encoding="utf-8"))
+    assert {op: sorted(own) for op, own in found.items() if not all(own.values())} == {}
 
 
 def test_the_table_of_laws_is_the_registrys():
-    text = README.read_text(encoding="utf-8")
-    assert with_laws_table(text) == text, "run `python -m lla_spec.showing` and commit README.md"
+    text = (ROOT / catalogue.LAWS).read_text(encoding="utf-8")
+    assert catalogue.between(text, catalogue.ALL_LAWS, catalogue.laws_table()) == text, MAKE
 
 
 def test_the_first_example_holds():

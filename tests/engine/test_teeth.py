@@ -2,8 +2,6 @@
 
 import random
 
-import pytest
-
 import lla_spec.formulas  # noqa: F401  (declares the laws)
 from lla_spec.formulas.softmax import i, j, logsumexp, softmax, x
 from lla_spec.language import Eq, Le, assume, identity, registry
@@ -19,13 +17,14 @@ from tests.engine.declaring import law_of, undeclared_afterwards
 def points(law):
     sizes = listed_shapes(law)[-1]
     made = claim(law).statement
-    sides = [made.left, made.right, *constructed(law), law.left, law.right]
+    without = [side for hypothesis in law.hypotheses for side in constructed(law, hypothesis)]
+    sides = [made.left, made.right, *constructed(law), law.left, law.right, *without]
     return [random_point(inputs(*sides), sizes, random.Random(seed)) for seed in range(3)]
 
 
 def listed(law):
     sizes = listed_shapes(law)[-1]
-    return lambda left, right: prove(left, right, sizes)
+    return lambda left, right: prove(left, right, sizes, brief=True)
 
 
 def names(law):
@@ -63,12 +62,6 @@ def test_changes_reach_every_kind_of_coefficient():
         "t: exponent 1/2 doubled", "t: exponent doubled", "t: s dropped", "t: sum doubled",
         "t: term 1 doubled", "t: term 1 doubled", "t: term 2 doubled", "t: term 2 doubled",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize("law", registry.laws.values(), ids=lambda law: law.id)
-def test_every_law_bites_at_its_listed_shape(law):
-    found = teeth(law, [listed(law)], points(law))
-    assert found.bite, str(found)
 
 
 def test_an_engine_that_proves_everything_is_caught():

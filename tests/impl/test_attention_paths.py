@@ -53,6 +53,18 @@ def test_what_could_overflow_on_the_way_is_clear() -> None:
     assert attention_path(q, k, v, scale=1e38) == "clear"
 
 
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+def test_a_causal_square_with_a_scale_that_is_not_positive_is_right_on_the_fused_path(scale: float) -> None:
+    q, k, v = qkv(256, 256)
+    assert attention_path(q, k, v, None, is_causal=True, scale=scale) == "fused"
+    given = impl.attention(q, k, v, is_causal=True, scale=scale)
+    wanted = impl.attention(*(x.double() for x in (q, k, v)), is_causal=True, scale=scale)
+    # A convex combination of values of magnitude |v|: m sums of m terms and m exponentials of scores of magnitude s.
+    score = abs(scale) * q.shape[-1] * float(q.abs().max() * k.abs().max())
+    bound = 2.0**-24 * (2 * 256 + 8 * score + 16) * float(v.abs().max())
+    assert float((given.double() - wanted).abs().max()) <= bound
+
+
 def test_an_empty_row_is_clear() -> None:
     q, k, v = qkv(256, 256)
     mask = torch.ones(256, 256, dtype=torch.bool)

@@ -28,3 +28,10 @@ def rule_for(operation: str) -> Callable[..., Any] | None:
         if callable(found) and getattr(found, "__module__", "") == module.__name__ and topic.name != "roundings":
             return found
     return None
+
+
+@cache
+def stands_alone(operation: str) -> bool:
+    """Whether the sharp rule of an operation allows kernels that the generic rule does not (`ALONE` in its file)."""
+    rule = rule_for(operation)
+    return rule is not None and operation in vars(importlib.import_module(rule.__module__)).get("ALONE", ())

@@ -9,11 +9,15 @@ since Σ p_j (v_j - O) = 0: what all weights share cancels, and equal values com
 the sum over the keys, γ_m Σ p|v|; the cast of the weights, u_io Σ p|v|; the rounding of P and V to tf32, where the
 contract has it; each rescaling of an online kernel rounds the
 numerator and the denominator apart, r_j u; sum and division, (γ_m + 3u)|O|; underflow, η for each weight.
+
+`errors` (by name, as q): how far the kernel's own q, k, v, dO are from the arguments, where other operations computed
+them. Products take both along; values within e of v move O by Σ p(1+R) e / (1 - Σ pR), beside |v| + e in the roundings.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +44,8 @@ from lla_spec.evaluating.sharp.softmax import (
     weights,
 )
 
+Errors = Mapping[str, Array]
+
 _PARTIAL = 32  # the shortest block over which a kernel keeps a partial gradient in io (contract grad_partials)
 _CACHED = 1 << 15  # entries of a (rows, m, e) block that stay in the cache
 
@@ -54,12 +60,15 @@ class _Scores:
     w: Weights
 
 
-def attention(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U) -> Bounded:
+def attention(
+    arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U, errors: Errors | None = None
+) -> Bounded:
     """q (..., n, d), k (..., m, d), v (..., m, e), mask (..., n, m) bool or None. A row without keys is exactly 0."""
     model = Roundings(contract, oracle_u)
-    scores, v = _scores(arguments, model), _finite(arguments, "v")
+    errors = errors or {}
+    scores, v = _scores(arguments, model, errors), _finite(arguments, "v")
     with np.errstate(all="ignore"):
-        value, error = _output(scores, v, model)
+        value, error = _output(scores, v, errors.get("v"), model)
     empty = ~scores.w.live.any(-1, keepdims=True)
     return finish(value, error, contract, exact=np.broadcast_to(empty, value.shape) if empty.any() else None)
 
@@ -70,7 +79,11 @@ def _finite(arguments: Arguments, name: str) -> Array:
     return given if np.isfinite(given).all() else np.where(np.isfinite(given), given, 0.0)
 
 
-def _scores(arguments: Arguments, model: Roundings) -> _Scores:
+def _added(error: Array | None, other: Array | None) -> Array | None:
+    return other if error is None else error if other is None else error + other
+
+
+def _scores(arguments: Arguments, model: Roundings, errors: Errors) -> _Scores:
     """E: the product's own error; the scale (a rounded number, multiplied in before or after), 3u; casts to io. +inf
     where the accumulator may overflow, before the scale, after it, or times log2(e)."""
     q, k, mask = _finite(arguments, "q"), _finite(arguments, "k"), optional_array(arguments, "mask")
@@ -79,15 +92,16 @@ def _scores(arguments: Arguments, model: Roundings) -> _Scores:
     promise = model.contract
     with np.errstate(all="ignore"):
         kt = np.swapaxes(k, -1, -2)
-        product, error, magnitude = model.contraction(
-            q, kt, _scaled(q, scale, model), _scaled(kt, scale, model), extra=_scale_casts(promise)
-        )
+        e_q, e_k = _scaled(q, scale, model, errors.get("q")), _scaled(k, scale, model, errors.get("k"))
+        e_kt = None if e_k is None else np.swapaxes(e_k, -1, -2)
+        product, error, magnitude = model.contraction(q, kt, e_q, e_kt, extra=_scale_casts(promise))
         s, before = scale * product, np.abs(product) + error
         error = abs(scale) * (error + model.few(3) * (magnitude + error)) + 2 * model.eta
         largest = np.maximum(before, (np.abs(s) + error) * (math.log2(math.e) if promise.kappa >= 2 else 1.0))
         error = np.where(largest >= promise.acc.overflow_threshold, np.inf, error)
         for _ in range(promise.score_casts):
             error = _cast_at(s, error, before, abs(scale), promise)
+        error = np.where(np.isnan(error), np.inf, error)  # an infinite error of q or k met a zero
     if mask is not None:
         s = np.where(mask != 0, s, -np.inf)
         error = np.where(mask != 0, error, 0.0)
@@ -100,14 +114,24 @@ def _scale_casts(promise: Contract) -> float:
     return join(*[promise.io.unit_roundoff] * promise.scale_casts) if promise.io != promise.acc else 0.0
 
 
-def _scaled(operand: Array, scale: float, model: Roundings) -> Array | None:
-    """The absolute error of q or k, in its own units: read as zero, and subnormal once the scale is in it. A kernel may
-    multiply by the scale or by its root."""
-    flushed, promise = model.flushed(operand), model.contract
+def _scaled(operand: Array, scale: float, model: Roundings, given: Array | None = None) -> Array | None:
+    """The absolute error of q or k, in its own units: `given`, read as zero, and subnormal once the scale is in it. A
+    kernel may multiply by the scale or by its root."""
+    flushed, promise = _flushed(operand, given, model), model.contract
     if not promise.scale_casts or promise.io == promise.acc or not scale:
+        return _added(flushed, given)
+    nonzero = operand != 0 if given is None else (operand != 0) | (given != 0)
+    underflow = np.where(nonzero, promise.eta_out / min(abs(scale), 1.0), 0.0)
+    return _added(underflow if flushed is None else np.maximum(underflow, flushed), given)
+
+
+def _flushed(operand: Array, given: Array | None, model: Roundings) -> Array | None:
+    """What reading subnormals as zero may cost: |operand| where it is one, η where it may be one within `given`."""
+    flushed = model.flushed(operand)
+    if given is None:
         return flushed
-    underflow = np.where(operand != 0, promise.eta_out / min(abs(scale), 1.0), 0.0)
-    return underflow if flushed is None else np.maximum(underflow, flushed)
+    near = np.where((given > 0) & (np.abs(operand) - given < model.eta), model.eta, 0.0)
+    return near if flushed is None else np.maximum(near, flushed)
 
 
 def _cast_at(value: Array, error: Array, other: Array, ratio: float, promise: Contract) -> Array:
@@ -121,36 +145,39 @@ def _cast_at(value: Array, error: Array, other: Array, ratio: float, promise: Co
     return np.where(np.maximum(reach, other) >= io.overflow_threshold, np.inf, error + moved)
 
 
-def _output(scores: _Scores, v: Array, model: Roundings) -> tuple[Array, Array]:
+def _output(scores: _Scores, v: Array, e_v: Array | None, model: Roundings) -> tuple[Array, Array]:
     """(O, |Ô - O| before the cast), each (..., n, e)."""
     w, m = scores.w, v.shape[-2]
-    value, size = w.p @ v, np.abs(v)
+    value, size = w.p @ v, np.abs(v) if e_v is None else np.abs(v) + e_v
     relative = w.p * w.up
     slack = 1 - relative.sum(-1, keepdims=True)
     grown = w.p * (1 + w.up)
     cast = model.contract.u_out if model.contract.weight_cast else 0.0
     per_weight = join(model.gamma(m), model.operands, cast) + model.few(1) * w.rises
     moved = _spread(relative, v, value) + (grown * per_weight) @ size
+    if e_v is not None:
+        moved = moved + grown @ e_v
     quotient = join(model.gamma(m), model.few(3)) + model.few(1) * (grown * w.rises).sum(-1, keepdims=True) / slack
     underflow = model.eta + (model.contract.eta_out if model.contract.weight_cast else 0.0)
     live = w.live.astype(np.float64)
     error = moved / slack + underflow * (live @ size) + 2 * m * model.eta * (1 + np.abs(value))
     error = error + quotient * (np.abs(value) + error)
     if not (slack > 0).all():
-        error = np.where(slack > 0, error, _hull(scores, v, value, cast, model))
+        error = np.where(slack > 0, error, _hull(scores, v, e_v, value, cast, model))
     return value, np.where(may_overflow(w), np.inf, error)
 
 
-def _hull(scores: _Scores, v: Array, value: Array, cast: float, model: Roundings) -> Array:
+def _hull(scores: _Scores, v: Array, e_v: Array | None, value: Array, cast: float, model: Roundings) -> Array:
     """Where the weights' errors say nothing any more: weights that are >= 0 and sum to 1 stay in the hull of the
     values, so |Ô - O| <= max_j |v_j - O| beside the roundings; +inf where a score itself may overflow."""
     live, m = scores.w.live, v.shape[-2]
     farthest, largest = np.zeros(value.shape), np.zeros(value.shape)
     for j in range(m):
         row = v[..., j : j + 1, :]
+        off = 0.0 if e_v is None else e_v[..., j : j + 1, :]
         seen = live[..., j : j + 1]
-        farthest = np.maximum(farthest, np.where(seen, np.abs(row - value), 0.0))
-        largest = np.maximum(largest, np.where(seen, np.abs(row), 0.0))
+        farthest = np.maximum(farthest, np.where(seen, np.abs(row - value) + off, 0.0))
+        largest = np.maximum(largest, np.where(seen, np.abs(row) + off, 0.0))
     relative = join(model.gamma(m), model.gamma(m), model.operands, cast, model.few(3), model.few(2 * m))
     finite = np.isfinite(scores.error) | ~live
     reach = np.where(live, np.abs(scores.s) + scores.error, 0.0)
@@ -187,26 +214,40 @@ def attention_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float =
 
         dV = Pᵀ dO      dP = dO Vᵀ      dS = P ∘ (dP - D)      dQ = scale · dS K      dK = scale · dSᵀ Q
     """
-    model = Roundings(contract, oracle_u)
-    scores = _scores(arguments, model)
+    found = gradients(arguments, Roundings(contract, oracle_u))
+    return {name: _finished(array(arguments, name).shape, part, contract) for name, part in found.items()}
+
+
+def gradients(
+    arguments: Arguments, model: Roundings, errors: Errors | None = None, *, shared: int = 1
+) -> dict[str, tuple[Array, Array]]:
+    """(gradient, error before the cast) of q, k, v, not summed over axes that broadcasting added.
+
+    `shared`: so many query heads, an axis of their own, send their gradients to the same k and v.
+    """
+    errors, contract = errors or {}, model.contract
+    scores = _scores(arguments, model, errors)
     q, k, v, g = (_finite(arguments, name) for name in ("q", "k", "v", "grad_output"))
     with np.errstate(all="ignore"):
-        g = np.where(scores.w.live.any(-1, keepdims=True), g, 0.0)
+        looking = scores.w.live.any(-1, keepdims=True)
+        g, e_g = np.where(looking, g, 0.0), errors.get("grad_output")
+        if e_g is not None:
+            e_g = np.where(looking, e_g, 0.0)
         p, e_p = scores.w.p, _weight_error(scores, model)
-        ds, e_ds = _score_gradient(scores, p, e_p, v, g, model)
+        ds, e_ds = _score_gradient(scores, p, e_p, v, errors.get("v"), g, e_g, model)
         # A row of NaN is NaN in its hidden entries too, and so reaches every key.
         e_p, e_ds = (np.where(may_overflow(scores.w), np.inf, error) for error in (e_p, e_ds))
         # η as well: small weights are subnormal in fp16, where their cast is off by more than u_io.
         e_cast = e_p + np.where(scores.w.live, contract.eta_out if contract.weight_cast else 0.0, 0.0)
         scale, dst, e_dst = scores.scale, np.swapaxes(ds, -1, -2), np.swapaxes(e_ds, -1, -2)
-        e_k, e_q = _scaled(k, scale, model), _scaled(q, scale, model)
-        dv = _gradient(
-            np.swapaxes(p, -1, -2), np.swapaxes(e_cast, -1, -2), g, model.flushed(g), 1.0, _weight_cast(model), model
-        )
-        dq = _gradient(ds, e_ds, k, e_k, scale, _scale_casts(contract), model)
-        dk = _gradient(dst, e_dst, q, e_q, scale, _scale_casts(contract), model)
-    results = {"q": (q, dq), "k": (k, dk), "v": (v, dv)}
-    return {name: _finished(of.shape, found, contract) for name, (of, found) in results.items()}
+        pt, e_pt = np.swapaxes(p, -1, -2), np.swapaxes(e_cast, -1, -2)
+        e_k, e_q = _scaled(k, scale, model, errors.get("k")), _scaled(q, scale, model, errors.get("q"))
+        e_g = _added(_flushed(g, e_g, model), e_g)
+        return {
+            "q": _gradient(ds, e_ds, k, e_k, scale, _scale_casts(contract), model),
+            "k": _gradient(dst, e_dst, q, e_q, scale, _scale_casts(contract), model, shared),
+            "v": _gradient(pt, e_pt, g, e_g, 1.0, _weight_cast(model), model, shared),
+        }
 
 
 def _weight_cast(model: Roundings) -> float:
@@ -229,17 +270,27 @@ def _weight_error(scores: _Scores, model: Roundings) -> Array:
     return error
 
 
-def _score_gradient(scores: _Scores, p: Array, e_p: Array, v: Array, g: Array, model: Roundings) -> tuple[Array, Array]:
+def _score_gradient(
+    scores: _Scores,
+    p: Array,
+    e_p: Array,
+    v: Array,
+    e_v: Array | None,
+    g: Array,
+    e_g: Array | None,
+    model: Roundings,
+) -> tuple[Array, Array]:
     """(dS, |dS^ - dS|), each (..., n, m)."""
     promise = model.contract
-    vt = np.swapaxes(v, -1, -2)
-    dp, e_dp, _ = model.contraction(g, vt, model.flushed(g), model.flushed(vt))
+    off_v = _added(_flushed(v, e_v, model), e_v)
+    off_vt = None if off_v is None else np.swapaxes(off_v, -1, -2)
+    dp, e_dp, _ = model.contraction(g, np.swapaxes(v, -1, -2), _added(_flushed(g, e_g, model), e_g), off_vt)
     if promise.score_casts:
         e_dp = promise.inner_cast(dp, e_dp)
-    out, e_out = _output(scores, v, model)
+    out, e_out = _output(scores, v, e_v, model)
     d = (p * dp).sum(-1, keepdims=True)
     e_d = np.maximum(
-        _dot_error(np.abs(g), np.zeros_like(g), np.abs(out), promise.cast(out, e_out), model),
+        _dot_error(np.abs(g), np.zeros_like(g) if e_g is None else e_g, np.abs(out), promise.cast(out, e_out), model),
         _dot_error(p, e_p, np.abs(dp), e_dp, model),
     )
     ds = p * (dp - d)
@@ -260,15 +311,16 @@ def _dot_error(a: Array, e_a: Array, b: Array, e_b: Array, model: Roundings) -> 
 
 
 def _gradient(
-    a: Array, e_a: Array, b: Array, e_b: Array | None, scale: float, cast: float, model: Roundings
+    a: Array, e_a: Array, b: Array, e_b: Array | None, scale: float, cast: float, model: Roundings, shared: int = 1
 ) -> tuple[Array, Array]:
     """scale · a b, which ends in a gradient: a is computed, b is an argument. Partial sums may be kept in io, and where
-    q and k hold the scale, the gradient is rounded to io before the scale's other part."""
+    q and k hold the scale, the gradient is rounded to io before the scale's other part. The sum goes on over the heads
+    that share an argument, in any order, and so do the blocks of its partial sums."""
     length = a.shape[-1]
-    value, error, magnitude = model.contraction(a, b, e_a, e_b, extra=cast)
+    value, error, magnitude = model.contraction(a, b, e_a, e_b, extra=cast, terms=length * shared)
     reach = magnitude + error
     if model.contract.grad_partials == "io" and model.contract.io != model.contract.acc:
-        blocks = math.ceil(length / _PARTIAL)
+        blocks = math.ceil(length / _PARTIAL) * shared
         error = error + blocks * (model.contract.u_out * reach + model.contract.eta_out)
     if scale != 1.0:
         error = abs(scale) * (error + model.few(3) * reach) + 2 * model.eta

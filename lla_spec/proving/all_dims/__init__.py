@@ -1,5 +1,5 @@
 """The prover for all dimensions: Σ-normal form (reading → algebra, sums, canonical numbering → zero)."""
 
-from lla_spec.proving.all_dims.prover import normal_form, prove, prove_expressions
+from lla_spec.proving.all_dims.prover import Prover, normal_form, prove, prove_expressions
 
-__all__ = ["normal_form", "prove", "prove_expressions"]
+__all__ = ["Prover", "normal_form", "prove", "prove_expressions"]

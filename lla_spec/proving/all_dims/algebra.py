@@ -7,6 +7,7 @@ So a factor that is known to be ≥ 0 is > 0 there, and may leave; of a factor o
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 from lla_spec.proving.all_dims.factors import common_factors, factor, leading_term, positive_factors, primitive
 from lla_spec.proving.all_dims.terms import (
@@ -24,6 +25,7 @@ from lla_spec.proving.all_dims.terms import (
     freeze,
     monomial_key,
     order_factors,
+    whole,
 )
 
 LARGEST_POWER = 64
@@ -34,6 +36,10 @@ class Algebra:
 
     def __init__(self, fuel: int) -> None:
         self.budget = self.fuel = fuel
+
+    def refuel(self) -> None:
+        """The whole budget again, for the next statement."""
+        self.fuel = self.budget
 
     def spend(self, steps: int = 1) -> None:
         self.fuel -= steps
@@ -46,14 +52,15 @@ class Algebra:
         return {ONE: Fraction(value)} if value else {}
 
     def atom(self, atom: Atom, exponent: Fraction | int = 1) -> Poly:
-        return {((atom, Fraction(exponent)),): Fraction(1)}
+        return {((atom, whole(exponent)),): Fraction(1)}
 
     def add(self, *terms: Poly) -> Poly:
         total: Poly = {}
         for poly in terms:
             self.spend(len(poly))
             for monomial, coefficient in poly.items():
-                value = total.get(monomial, Fraction(0)) + coefficient
+                before = total.get(monomial)
+                value = coefficient if before is None else before + coefficient
                 if value:
                     total[monomial] = value
                 else:
@@ -61,6 +68,8 @@ class Algebra:
         return total
 
     def scale(self, poly: Poly, factor: Fraction | int) -> Poly:
+        if factor == 1:
+            return poly
         return {m: c * factor for m, c in poly.items()} if factor else {}
 
     def mul(self, left: Poly, right: Poly) -> Poly:
@@ -77,11 +86,11 @@ class Algebra:
     def product(self, *monomials: Monomial) -> Poly:
         """The product of monomials; a polynomial, because a whole power of a root's argument is multiplied out."""
         self.spend(sum(map(len, monomials)) + 1)
-        factors: dict[Atom, Fraction] = {}
+        factors: dict[Atom, Any] = {}
         for monomial in monomials:
             for atom, exponent in monomial:
-                factors[atom] = factors.get(atom, Fraction(0)) + exponent
-        coefficient, whole = Fraction(1), []
+                factors[atom] = factors.get(atom, 0) + exponent
+        coefficient, multiplied = Fraction(1), []
         for atom, exponent in factors.items():
             if isinstance(atom, Delta) and exponent:
                 factors[atom] = Fraction(1)
@@ -91,10 +100,10 @@ class Algebra:
                 factors[atom] = exponent - floor
             elif isinstance(atom, Root) and exponent >= 1:
                 floor = exponent.numerator // exponent.denominator
-                whole += [dict(atom.poly)] * floor
+                multiplied += [dict(atom.poly)] * floor
                 factors[atom] = exponent - floor
         result = {order_factors(factors): coefficient}
-        for poly in whole:
+        for poly in multiplied:
             result = self.mul(result, poly)
         return result
 

@@ -27,6 +27,7 @@ from lla_spec.proving.all_dims.terms import (
     Total,
     height_of,
     monomial_key,
+    whole,
 )
 
 Rename = Callable[[Monomial, Mapping[Base, Leaf]], Poly]
@@ -53,7 +54,7 @@ def close(
     inside = tuple((a, e) for a, e in monomial if any(leaf.height == height for leaf in a.leaves))
     outside = tuple((a, e) for a, e in monomial if not any(leaf.height == height for leaf in a.leaves))
     total = Total(dims, inside, height)
-    return tuple(sorted((*outside, (total, Fraction(1))), key=lambda f: f[0].key)), coefficient
+    return tuple(sorted((*outside, (total, whole(1))), key=lambda f: f[0].key)), coefficient
 
 
 def _numberings(bound: list[Base], factors: Factors, spend: Callable[[int], None]) -> Iterator[list[Base]]:

@@ -12,10 +12,34 @@ from lla_spec.proving.all_dims.showing import show
 from lla_spec.proving.all_dims.terms import Leaf, Poly, Refused
 from lla_spec.proving.all_dims.zero import residual
 from lla_spec.proving.outcome import Outcome
-from lla_spec.proving.splitting import Unsplittable, eliminate
+from lla_spec.proving.products import Factoring, Unfactorable, factored
+from lla_spec.proving.splitting import Splitting, Unsplittable, eliminate
 from lla_spec.symbols import Tensor, free_indices
 
 FUEL = 400_000
+
+
+class Prover:
+    """The prover of one statement and of what is like it (a law's mutants): what they share is read once."""
+
+    def __init__(self, orthonormal: Mapping[Tensor, int] | None = None, fuel: int = FUEL) -> None:
+        self.reader = Reader(fuel, orthonormal)
+        self.factoring, self.splitting = Factoring(), Splitting()
+
+    def prove(self, left: Tensor, right: Tensor) -> Outcome:
+        """As the function `prove`."""
+        if left.shape != right.shape:
+            return Outcome(False, f"left is over {left.shape} and right over {right.shape}")
+        try:
+            statements = eliminate(*factored(left, right, self.factoring), self.splitting)
+        except (Unsplittable, Unfactorable) as error:
+            return Outcome(False, str(error))
+        self.reader.engine.refuel()
+        for left_part, right_part in statements:
+            rest = _difference(self.reader, left_part, right_part)
+            if rest:
+                return Outcome(False, rest)
+        return Outcome(True, conditions=side_conditions(left, right))
 
 
 def prove(left: Tensor, right: Tensor, *, orthonormal: Mapping[Tensor, int] | None = None, fuel: int = FUEL) -> Outcome:
@@ -29,17 +53,7 @@ def prove(left: Tensor, right: Tensor, *, orthonormal: Mapping[Tensor, int] | No
     >>> prove(softmax(x), softmax(x)).proved
     True
     """
-    if left.shape != right.shape:
-        return Outcome(False, f"left is over {left.shape} and right over {right.shape}")
-    try:
-        statements = eliminate(left, right)
-    except Unsplittable as error:
-        return Outcome(False, str(error))
-    for left_part, right_part in statements:
-        rest = _difference(left_part, right_part, orthonormal, fuel)
-        if rest:
-            return Outcome(False, rest)
-    return Outcome(True, conditions=side_conditions(left, right))
+    return Prover(orthonormal, fuel).prove(left, right)
 
 
 def prove_expressions(
@@ -53,14 +67,13 @@ def prove_expressions(
 
 def normal_form(tensor: Tensor, *, fuel: int = FUEL) -> str:
     """The normal form of an entry, as text; tensors over split dimensions give their first part."""
-    (side, _), *_ = eliminate(tensor, tensor)
+    (side, _), *_ = eliminate(*factored(tensor, tensor))
     reader = Reader(fuel)
     return show(_read(reader, side, _axes(reader, side)), reader.display)
 
 
-def _difference(left: Tensor, right: Tensor, orthonormal: Mapping[Tensor, int] | None, fuel: int) -> str:
+def _difference(reader: Reader, left: Tensor, right: Tensor) -> str:
     """Empty where left = right was proved, else what stands in the way."""
-    reader = Reader(fuel, orthonormal)
     try:
         axes = _axes(reader, left)
         rest = residual(

@@ -22,12 +22,14 @@ class Reader:
     def __init__(self, fuel: int, orthonormal: Mapping[Tensor, int] | None = None) -> None:
         self.names = Names()
         self.display: dict[str, str] = {}  # a dimension's name -> what an index over it is called, for people
-        named = {self.names.of(t.label, t.name): axis for t, axis in (orthonormal or {}).items()}
-        for tensor in orthonormal or {}:
+        self.engine = Sums(fuel)
+        for tensor, axis in (orthonormal or {}).items():
             if len(tensor.axes) != 2 or not is_input(tensor):
                 raise ValueError(f"orthonormal: {tensor!r} must be an input with 2 axes")
-        self.engine = Sums(fuel, named)
+            name = self.names.of(tensor.label, tensor.name)
+            self.engine.orthonormal[name] = axis, name
         self._definitions: dict[Label, Poly] = {}
+        self._entries: dict[tuple[Label, tuple[Leaf, ...]], Poly] = {}
 
     # --- tensors -------------------------------------------------------------------------------------------------
 
@@ -39,14 +41,27 @@ class Reader:
         if is_input(tensor):
             if tensor.permutation:
                 raise Refused(f"the permutation {tensor.name} outside an index")
-            return self.engine.atom(Entry(self.names.of(tensor.label, tensor.name), tuple(leaves), tensor.nonnegative))
+            name = self.names.of(tensor.label, tensor.name)
+            self._constrain(tensor, name)
+            return self.engine.atom(Entry(name, tuple(leaves), tensor.nonnegative))
         own = [Leaf(f"@{position}", self.dim(axis.dim)) for position, axis in enumerate(tensor.axes)]
         if tensor.label not in self._definitions:
             if tensor.body is None:
                 raise Refused(f"{tensor.name} is a concatenation: eliminate split dimensions first")
             self._definitions[tensor.label] = self.read(tensor.body, dict(zip(tensor.axes, own, strict=True)))
-        names = {mine.base: leaf for mine, leaf in zip(own, leaves, strict=True)}
-        return self.engine.rename(self._definitions[tensor.label], names)
+        place = (tensor.label, tuple(leaves))
+        if place not in self._entries:
+            names = {mine.base: leaf for mine, leaf in zip(own, leaves, strict=True)}
+            self._entries[place] = self.engine.rename(self._definitions[tensor.label], names)
+        return self._entries[place]
+
+    def _constrain(self, tensor: Tensor, name: str) -> None:
+        """Tell the engine, before the first sum over it, what the matrix declares."""
+        if tensor.orthonormal is not None:
+            whole = self.names.of(tensor.whole.label, tensor.whole.name)
+            self.engine.orthonormal.setdefault(name, (tensor.axes.index(tensor.orthonormal), whole))
+        if tensor.centred is not None:
+            self.engine.centred[name] = tensor.axes.index(tensor.centred)
 
     def dim(self, dim: Dim) -> str:
         if dim.parts:

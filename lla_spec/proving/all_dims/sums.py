@@ -1,7 +1,8 @@
 """Summation and renaming of indices: what makes a polynomial of entries a normal form.
 
     Σ_j δ(j, a) f(j) = f(a)        Σ_j 1 = m        Σ_j f(π[j]) = Σ_j f(j), π a permutation
-    Σ_i U[i, a] U[i, b] = δ(a, b), U declared orthonormal along i
+    Σ_i U[i, a] U[i, b] = δ(a, b), U declared orthonormal along i; 0 for columns of two parts of one such matrix
+    Σ_i U[i, a] = 0, U declared centred along i
 
 A product of sums becomes one sum over all their indices, which then falls apart into its connected components.
 """
@@ -40,12 +41,15 @@ LARGEST_OPENED = 3  # a sum to a higher power stays folded inside another sum
 
 
 class Sums(Algebra):
-    """`orthonormal` maps an input's name to its axis along which its columns are orthonormal."""
+    """`orthonormal` says of an input along which of its axes its columns are orthonormal, and the matrix that they
+    are columns of; `centred` along which axis each column sums to 0."""
 
-    def __init__(self, fuel: int, orthonormal: Mapping[str, int] | None = None) -> None:
+    def __init__(self, fuel: int) -> None:
         super().__init__(fuel)
-        self.orthonormal = dict(orthonormal or {})
+        self.orthonormal: dict[str, tuple[int, str]] = {}
+        self.centred: dict[str, int] = {}
         self._made = 0
+        self._renamed: dict[tuple[str, tuple[tuple[Base, Leaf], ...]], Poly] = {}
 
     def fresh(self, dim: str) -> Leaf:
         self._made += 1
@@ -74,6 +78,13 @@ class Sums(Algebra):
             return self.atom(Entry(atom.tensor, leaves, atom.nonnegative))
         if isinstance(atom, Delta):
             return self.delta(atom.first.renamed(names), atom.second.renamed(names))
+        own = {leaf.base: names[leaf.base] for leaf in atom.leaves if leaf.base in names}
+        place = (atom.key, tuple(sorted(own.items())))
+        if place not in self._renamed:  # a mutant shares most of its atoms with its law
+            self._renamed[place] = self._rename_inside(atom, own)
+        return self._renamed[place]
+
+    def _rename_inside(self, atom: Atom, names: Mapping[Base, Leaf]) -> Poly:
         if isinstance(atom, Exp):
             return self.exp(self.rename_monomial(atom.monomial, names))
         if isinstance(atom, Log):
@@ -161,7 +172,9 @@ class Sums(Algebra):
             pair = self._orthonormal_pair(base, users)
             if pair is not None:
                 others = tuple(f for f in monomial if f not in users)
-                return self.total(rest, self.mul({others: Fraction(1)}, self.delta(*pair)))
+                return self.total(rest, self.mul({others: Fraction(1)}, pair))
+            if self._is_centred(base, users):
+                return {}
             permutation = _common_permutation(base, users)
             if permutation is not None:  # sum over π[j] instead of j: every use of j is under the bijection π
                 leaf = self.fresh(base.dim)._replace(through=(inverse(permutation),))
@@ -178,22 +191,34 @@ class Sums(Algebra):
                     return atom, other._replace(through=cancel(other.through + undone))
         return None
 
-    def _orthonormal_pair(self, base: Base, users: list[tuple[Atom, Fraction]]) -> tuple[Leaf, Leaf] | None:
-        """The other indices of U[i, a] U[i, b], where i stands in nothing else and both exponents are whole and > 0."""
+    def _is_centred(self, base: Base, users: list[tuple[Atom, Fraction]]) -> bool:
+        """Whether what is summed over i is U[i, a] alone, of a centred U."""
+        atom, exponent = users[0]
+        if len(users) > 1 or exponent != 1 or not isinstance(atom, Entry) or atom.tensor not in self.centred:
+            return False
+        summed, other = (atom.leaves[axis] for axis in (self.centred[atom.tensor], 1 - self.centred[atom.tensor]))
+        return summed.base == base and other.base != base
+
+    def _orthonormal_pair(self, base: Base, users: list[tuple[Atom, Fraction]]) -> Poly | None:
+        """What Σ_i U[i, a] U[i, b] is, where i stands in nothing else and both exponents are whole and > 0."""
         if sum(e for _, e in users) != 2 or not all(e.denominator == 1 and e > 0 for _, e in users):
             return None
         others: list[Leaf] = []
         tensors: set[str] = set()
+        wholes: set[str] = set()
         for atom, exponent in users:
             if not isinstance(atom, Entry) or atom.tensor not in self.orthonormal or len(atom.leaves) != 2:
                 return None
-            axis = self.orthonormal[atom.tensor]
+            axis, whole = self.orthonormal[atom.tensor]
+            wholes.add(whole)
             summed, other = atom.leaves[axis], atom.leaves[1 - axis]
             if summed.base != base or summed.through or other.base == base:
                 return None
             tensors.add(atom.tensor)
             others += [other] * int(exponent)
-        return (others[0], others[1]) if len(tensors) == 1 else None
+        if len(wholes) > 1:
+            return None
+        return self.delta(others[0], others[1]) if len(tensors) == 1 else {}
 
     def _components(self, bound: list[Base], monomial: Monomial) -> Poly:
         result: Poly = {tuple(f for f in monomial if not any(f[0].uses(b) for b in bound)): Fraction(1)}

@@ -1,0 +1,127 @@
+"""A new user's own operation, RMSNorm with a gate: stated, implemented and tested in 40 lines over two files."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PAGE = '''"""RMSNorm with a gate: y = γ ∘ x/√(mean x² + ε) ∘ σ(z), σ(z) = 1/(1 + exp(-z))."""
+
+from lla_spec.formulas.normalization import eps_rms, i, k, rms_norm, x, γ
+from lla_spec.language import Eq, formula, identity
+from lla_spec.symbols import define, exp, tensor
+
+z = tensor("z", i, k, argument="gate")
+
+
+@formula(rows=i)
+def gated_rms_norm(x, z, γ, eps_rms):
+    y = rms_norm(x, γ, eps_rms)
+    return define("g", (i, k), y[i, k] / (1 + exp(-z[i, k])))
+
+
+@identity
+def opposite_gates():
+    """σ(z) + σ(-z) = 1: opposite gates add up to the norm. Catches a gate that enters the statistics."""
+    gated, opposite = gated_rms_norm(x, z, γ), gated_rms_norm(x, define("-z", (i, k), -z[i, k]), γ)
+    return Eq(define("sum", (i, k), gated[i, k] + opposite[i, k]), rms_norm(x, γ))
+'''
+
+TARGET = """import torch
+from torch.nn import functional as F
+
+
+def gated_rms_norm(x, gate, weight=None, *, eps=1e-6):
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    y = y * F.logsigmoid(gate.to(wide.dtype)).exp()  # the gradient of sigmoid, s(1 - s), is 0 where s rounds to 1
+    return (y if weight is None else y * weight).to(x.dtype)
+"""
+
+TEST = """from lla_spec.testing import parametrize_with_laws
+
+
+@parametrize_with_laws("mine.py", ops=["gated_rms_norm"], examples=5)
+def test_mine(law_check):
+    law_check()
+"""
+
+GATE_BEFORE_THE_STATISTICS = TARGET.replace("    wide = x", "    x = x * torch.sigmoid(gate)\n    wide = x", 1).replace(
+    "    y = y * F.logsigmoid(gate.to(wide.dtype)).exp()", "    y = y", 1
+)
+
+
+def run(folder, *arguments):
+    path = os.pathsep.join(map(str, (folder, ROOT)))
+    env = {**os.environ, "PYTHONPATH": path, "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, env=env, cwd=folder, timeout=300
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A checkout to which the two files, and no other edit, were added."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("lla_spec", "impl"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "lla_spec" / "formulas" / "gated.py").write_text(PAGE, encoding="utf-8")
+    (folder / "mine.py").write_text(TARGET, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder of one's own beside an installed lla-spec: the target imports the page."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "gated.py").write_text(PAGE, encoding="utf-8")
+    (folder / "mine.py").write_text(f"import gated  # noqa: F401  (declares it)\n{TARGET}", encoding="utf-8")
+    (folder / "test_mine.py").write_text(TEST, encoding="utf-8")
+    return folder
+
+
+def test_two_files_of_at_most_forty_lines():
+    assert PAGE.count("\n") + TARGET.count("\n") + 1 <= 40
+
+
+def test_the_law_is_listed_shown_and_proved(checkout):
+    status, listed = run(checkout, "lla_spec", "list")
+    assert status == 0 and "gated_rms_norm(x, gate, weight=None, *, eps=1e-06)" in listed
+    status, shown = run(checkout, "lla_spec", "show", "gated_rms_norm")
+    assert status == 0 and "opposite_gates" in shown and "r[i] = Σ_k x[i, k]^2/d" in shown
+    status, proved = run(checkout, "lla_spec", "prove", "opposite_gates")
+    assert status == 0 and "gated.opposite_gates: proved (all dimensions)" in proved, proved
+    assert "0 survived" in proved
+
+
+def verified(folder, target="mine.py"):
+    return run(folder, "lla_spec", "verify", target, "--op", "gated_rms_norm", "--examples", "5", "--jobs", "1")
+
+
+def test_every_row_passes(checkout):
+    """Its bound, its cases and its gradient come from the declaration: three rows in each of four dtypes."""
+    status, told = verified(checkout)
+    assert status == 0 and "12 rows: 12 pass" in told, told
+
+
+def test_a_gate_before_the_statistics_is_refused(checkout):
+    """Its definition fails, and so does the law that was written against it, in each dtype."""
+    (checkout / "wrong.py").write_text(GATE_BEFORE_THE_STATISTICS, encoding="utf-8")
+    status, told = verified(checkout, "wrong.py")
+    assert status == 1 and "FAIL gated_rms_norm / definition" in told, told
+    for law in ("definition", "opposite_gates"):
+        (row,) = (line for line in told.splitlines() if f" {law} " in line and "│" in line)
+        assert row.count("fail") == 4, told
+
+
+def test_a_folder_of_ones_own_needs_no_checkout(project):
+    status, told = verified(project)
+    assert status == 0 and "12 rows: 12 pass" in told, told
+    status, told = run(project, "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py")
+    assert status == 0 and "12 passed" in told, told
