@@ -112,9 +112,14 @@ def test_list_and_show_name_every_operation_and_law():
     import lla_spec.formulas  # noqa: F401
     from lla_spec.language import registry
 
-    listed = command("list").stdout
+    def said(*arguments):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    listed = said("list")
     for name in (*(f.name for f in registry.operations()), *(law.name for law in registry.laws.values())):
         assert name in listed
     assert "attention(q, k, v, mask=None, *, is_causal=False, scale=None)" in listed
-    assert r"\sum_{j}" in command("show", "attention", "--latex").stdout
-    assert "Adding one vector to every key" in command("show", "key_bias").stdout
+    assert r"\sum_{j}" in said("show", "attention", "--latex")
+    assert "Adding one vector to every key" in said("show", "key_bias")

@@ -25,7 +25,7 @@ from tests.engine.attention_kernels import attention
 from tests.engine.kernels import CONTRACTS, TORCH
 from tests.engine.multi_head_kernels import differentiated, in_a_loop, kernels_of
 
-CASES = 40
+CASES, SHORT = 40, 16
 OPERATIONS = ("grouped_query_attention", "multi_head_attention")
 SIZES = (1, 2, 3, 5, 8, 13, 31)
 SCALES = (1.0, 1.0, 1e-3, 8.0)
@@ -128,9 +128,9 @@ def judged(operation: str, law: str, dtype: str, promise: str, kernels: Any, cou
 @pytest.mark.parametrize(("operation", "law", "dtype", "promise"), ROWS)
 def test_the_real_error_stays_within_the_bound(operation, law, dtype, promise):
     kernels = kernels_of(operation, law, promise)
-    worst = list(judged(operation, law, dtype, promise, kernels, CASES, seed=1))
+    worst = list(judged(operation, law, dtype, promise, kernels, SHORT, seed=1))
     assert [one for one in worst if not (one.ratio <= 1)] == []
-    assert len(worst) == CASES and statistics.median(one.ratio for one in worst) > 0
+    assert len(worst) == SHORT and statistics.median(one.ratio for one in worst) > 0
 
 
 def tiled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any = None, **options: Any) -> torch.Tensor:
