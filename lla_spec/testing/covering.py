@@ -144,6 +144,9 @@ def _shapes(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Ca
             continue
         longest = LONG[base.dtype] if name not in f.squared else LONG_SQUARED
         yield f"long {name}", replace(base.with_sizes({name: longest + 3}), batch=(1,))
+        if f.exponential and f.arguments > 1:  # what γ of a long sum would hide: a lost tail
+            late = replace(base.with_sizes({name: longest + 3}), batch=(3,), family="ones+last+normal", exponent=1)
+            yield f"long {name}, the weight in its last row", late
     if len(f.dims) == 1:
         yield "vocabulary", replace(base, sizes=_sizes(f.dims, LONG[base.dtype] + 3), batch=(3,))
     if formula.rows is not None:

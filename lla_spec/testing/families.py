@@ -93,6 +93,13 @@ def _step(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
     return np.broadcast_to(late[:, None], shape) * magnitude
 
 
+def _last(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    """0 in all rows but the last, which is 1: the tail of the last block carries nearly all the weight."""
+    if len(shape) < 2:
+        return np.ones(shape) * magnitude
+    return np.broadcast_to((np.arange(shape[-2]) == shape[-2] - 1)[:, None], shape) * magnitude
+
+
 def _far_below_zero(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
     """All around -400: without the maximum taken out every exponential underflows."""
     return (bits.normal(shape) - 400) * magnitude
@@ -128,6 +135,7 @@ FAMILIES: dict[str, Family] = {
         Family("ints", _integers),
         Family("dominant", _dominant),
         Family("step", _step),
+        Family("last", _last),
         Family("below", _far_below_zero),
         Family("above", _far_above_zero),
         Family("tiny", _tiny),
