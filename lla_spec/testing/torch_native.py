@@ -49,24 +49,24 @@ def weighted_average(weights: Tensor, v: Tensor) -> Tensor:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, is_causal: bool = False, scale: float | None = None
 ) -> Tensor:
-    """scaled_dot_product_attention; its own is_causal is top-left and excludes a mask, so the mask is made here."""
-    n, m = q.shape[-2], k.shape[-2]
-    if is_causal and (mask is not None or n != m):
-        visible = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
-        mask, is_causal = visible if mask is None else mask & visible, False
-    options: dict[str, Any] = {"attn_mask": mask, "is_causal": is_causal, "scale": scale}
-    return F.scaled_dot_product_attention(q, k, v, **options)
+    return _attention(q, k, v, mask, is_causal, scale)
 
 
 def grouped_query_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, is_causal: bool = False, scale: float | None = None
 ) -> Tensor:
+    return _attention(q, k, v, mask, is_causal, scale, enable_gqa=True)
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, **options: Any
+) -> Tensor:
+    """scaled_dot_product_attention; its own is_causal is top-left and excludes a mask, so the mask is made here."""
     n, m = q.shape[-2], k.shape[-2]
     if is_causal and (mask is not None or n != m):
         visible = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
         mask, is_causal = visible if mask is None else mask & visible, False
-    options: dict[str, Any] = {"attn_mask": mask, "is_causal": is_causal, "scale": scale, "enable_gqa": True}
-    return F.scaled_dot_product_attention(q, k, v, **options)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale, **options)
 
 
 def embedding(ids: Tensor, weight: Tensor) -> Tensor:
