@@ -222,7 +222,7 @@ def _masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
         yield "causal, several tiles, n > m", replace(square.with_sizes({query: 150, key: 70}), batch=(1,))
         if f.scalars:
             even = dict.fromkeys(f.dims, 16) | {query: 150, key: 150}  # d = e and four axes: what fused kernels ask for
-            skewed = replace(square.with_sizes(even), batch=(1, 2), scale=-0.25)
+            skewed = replace(square.with_sizes(even), batch=(1,) if f.heads else (1, 2), scale=-0.25)
             yield "causal, a negative scale, several tiles", skewed
         yield "causal and padding", replace(square.with_sizes({query: 7, key: 11}), mask="padding")
         yield "causal and empty rows", replace(square.with_sizes({query: 7, key: 9}), mask="empty_rows")
