@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import sympy as sp
@@ -27,7 +28,9 @@ class Point:
     sizes: Mapping[str, int]
     values: Mapping[Tensor, Mapping[Where, Fraction]]
 
+    @cached_property
     def entries(self) -> Entries[Ball]:
+        """Their values here, each computed once: a law and its mutants share most of their definitions."""
         return Entries(BallField(), self.sizes, self._leaf)
 
     def _leaf(self, tensor: Tensor, where: Where) -> Any:
@@ -91,7 +94,7 @@ def constrained(
 def failing_condition(conditions: Iterable[Condition], point: Point) -> str:
     """The first condition that balls do not confirm at `point`, as text; empty where all hold."""
     with precision():
-        entries = point.entries()
+        entries = point.entries
         for expr, kind in conditions:
             for environment in index_values(expr, point.sizes):
                 value = entries.value(expr, environment)
@@ -117,7 +120,7 @@ class Difference:
 def differences(left: Tensor, right: Tensor, point: Point, relation: str = "=") -> Iterator[Difference]:
     """The entries at which left = right (or left ≤ right) is certainly false at `point`."""
     with precision():
-        entries = point.entries()
+        entries = point.entries
         for where in positions(left, point.sizes):
             a, b = entries.at(left, where), entries.at(right, where)
             if a > b or (relation == "=" and a < b):
@@ -135,7 +138,7 @@ def differ(left: Tensor, right: Tensor, point: Point, relation: str = "=") -> Di
 def is_strictly_less(left: Tensor, right: Tensor, point: Point) -> bool:
     """Whether left < right certainly holds in every entry."""
     with precision():
-        entries = point.entries()
+        entries = point.entries
         return all(entries.at(left, where) < entries.at(right, where) for where in positions(left, point.sizes))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -61,6 +62,15 @@ class Entries(Generic[S]):
         if key not in self._entries:
             self._entries[key] = self._entry(tensor, where)
         return self._entries[key]
+
+    @contextmanager
+    def rolled_back(self) -> Iterator[None]:
+        """The entries computed inside are forgotten at the end; how bodies are read, and the conditions, stay."""
+        entries = dict(self._entries)
+        try:
+            yield
+        finally:
+            self._entries = entries
 
     def value(self, expr: sp.Expr, environment: Mapping[sp.Basic, int]) -> S:
         """An expression whose free indices have the given values."""

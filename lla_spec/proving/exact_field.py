@@ -7,6 +7,8 @@ a generator by it, so that what is equal is mostly found equal.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from math import gcd
 
@@ -25,6 +27,15 @@ class ExactField(Generators):
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
         self._inverses: dict[str, Polynomial] = {}
+
+    @contextmanager
+    def rolled_back(self) -> Iterator[None]:
+        inverses = dict(self._inverses)
+        with super().rolled_back():
+            try:
+                yield
+            finally:
+                self._inverses = inverses
 
     def rational(self, value: Fraction) -> Polynomial:
         return self.ring.constant(fmpq(value.numerator, value.denominator))

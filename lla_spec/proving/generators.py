@@ -16,7 +16,9 @@ not known (√6 and √(2x)·√(3/x)) lose a proof and never make one.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flint import Ordering, fmpq, fmpq_mpoly_ctx
@@ -59,6 +61,16 @@ class Generators:
         self._random = random.Random(0)
         self._values: list[int] | None = None
         self.zero, self.one = self.ring.constant(0), self.ring.constant(1)
+
+    @contextmanager
+    def rolled_back(self) -> Iterator[None]:
+        """What is adjoined inside is forgotten at the end."""
+        generators = [replace(generator) for generator in self.generators]  # one may become `finer`
+        known, values = dict(self._known), self._values
+        try:
+            yield
+        finally:
+            self.generators, self._known, self._values = generators, known, values
 
     def _adjoin(self, key: Any, generator: Generator) -> Polynomial:
         """The generator known by `key`, made if it is new."""
@@ -231,11 +243,11 @@ class Generators:
 
 def _at(p: Polynomial, values: list[int]) -> int:
     """`p` modulo PRIME."""
-    total = 0
+    total, used = 0, [number for number, degree in enumerate(p.degrees()) if degree]
     for monomial, coefficient in p.to_dict().items():
         term = int(coefficient.p) * pow(int(coefficient.q), -1, PRIME)
-        for number, exponent in enumerate(monomial):
-            if exponent:
+        for number in used:
+            if exponent := monomial[number]:
                 term = term * pow(values[number], int(exponent), PRIME) % PRIME
         total += term
     return total % PRIME

@@ -139,11 +139,12 @@ class _Proof:
         self.law, self.entry = law, entry
         self.claim: Claim = claim(law)
         self.shapes = listed_shapes.listed_shapes(law)
+        self.at_shapes = [listed_shapes.Prover(sizes) for sizes in self.shapes]
         self.everywhere = prove_all_dimensions()
 
     def run(self) -> None:
         equations = [self.claim.statement, *self.claim.checks]
-        listed = {o: [listed_shapes.prove(o.left, o.right, sizes) for sizes in self.shapes] for o in equations}
+        listed = {o: [prover.prove(o.left, o.right) for prover in self.at_shapes] for o in equations}
         everywhere = {o: self.everywhere(o.left, o.right) for o in equations}
         conditions = _merged([*everywhere.values(), *(outcome for found in listed.values() for outcome in found)])
         self.entry.conditions = sorted({f"{readable(expr)} {kind}" for expr, kind in conditions})
@@ -221,9 +222,10 @@ class _Proof:
         return all(is_strictly_less(left, right, point) for point in points)
 
     def _bite(self, points: Sequence[Point]) -> None:
-        sizes = self.shapes[-1]
-        provers = [lambda left, right: listed_shapes.prove(left, right, sizes, brief=True), self.everywhere]
-        found: Teeth = teeth(self.law, provers, points)
+        def everywhere(left: Tensor, right: Tensor) -> bool:
+            return not self.everywhere(left, right).proved
+
+        found: Teeth = teeth(self.law, [self.at_shapes[-1].refutes, everywhere], points)
         self.entry.teeth = found.counts()
         if not found.bite:
             self.entry.status = TESTED

@@ -8,19 +8,21 @@ reflected as well.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from math import factorial, prod
 from typing import Any
 
 from lla_spec.language import Law
-from lla_spec.proving import orthonormal, residues
+from lla_spec.proving import orthonormal
 from lla_spec.proving.entries import Entries, Unreadable, Where, in_inputs, positions
 from lla_spec.proving.exact_field import ExactField
 from lla_spec.proving.generators import Full, Undefined
 from lla_spec.proving.hypotheses import obligations
 from lla_spec.proving.outcome import Outcome
+from lla_spec.proving.residues import Residues
 from lla_spec.symbols import Dim, Tensor, inputs
 
 MOST_BIJECTIONS = 720
@@ -28,18 +30,13 @@ MOST_WORK = 18  # parameters of a law's orthonormal matrices × their number: be
 
 
 def prove(
-    left: Tensor,
-    right: Tensor,
-    sizes: Mapping[str, int],
-    *,
-    given: Mapping[Tensor, Any] | None = None,
-    brief: bool = False,
+    left: Tensor, right: Tensor, sizes: Mapping[str, int], *, given: Mapping[Tensor, Any] | None = None
 ) -> Outcome:
     """Prove left = right at `sizes` (by name of dimension), entry by entry.
 
     `given` fixes inputs to numbers (nested sequences of int or Fraction): then it is proved for those only. Refused:
     `residual` names the first entry that is not proved and what its difference comes down to, and `conditions` are
-    as they were met, in definitions; of a proof they are in the inputs. `brief` may refuse without saying what is left.
+    as they were met, in definitions; of a proof they are in the inputs.
 
     >>> from lla_spec.formulas.softmax import x, j, softmax
     >>> from lla_spec.symbols import Sum, define
@@ -48,51 +45,100 @@ def prove(
     >>> prove(total, define("one", (i,), 1), {"n": 1, "m": 2}).proved
     True
     """
-    if [dim.size(sizes) for dim in left.shape] != [dim.size(sizes) for dim in right.shape]:
-        return Outcome(False, f"left is over {left.shape} and right over {right.shape}")
-    if brief and not given and residues.refuted(left, right, sizes):
-        return Outcome(False, "left - right is not 0 modulo a prime")
-    permutations = [t for t in inputs(left, right) if t.permutation and t not in (given or {})]
-    lengths = [t.shape[0].size(sizes) for t in permutations]
-    if prod(map(factorial, lengths)) > MOST_BIJECTIONS:
-        return Outcome(False, f"more than {MOST_BIJECTIONS} bijections at {dict(sizes)}; list a smaller shape")
-    conditions: dict[Any, None] = {}
-    square = [t for t in inputs(left, right) if orthonormal.is_square(t, sizes)]
-    bijections = (itertools.permutations(range(length)) for length in lengths)
-    for *chosen, mirrored in itertools.product(*bijections, itertools.product((False, True), repeat=len(square))):
-        fixed = {**(given or {}), **dict(zip(permutations, chosen, strict=True))}
-        reflected = {t for t, mirror in zip(square, mirrored, strict=True) if mirror}
-        refusal = _refusal(left, right, sizes, fixed, reflected, conditions)
-        if refusal:
-            named = ", ".join([
-                *(f"{t.name} = {c}" for t, c in zip(permutations, chosen, strict=True)),
-                *(f"{t.name} reflected" for t in square if t in reflected),
-            ])  # fmt: skip
-            return Outcome(False, f"{named}: {refusal}" if named else refusal, tuple(conditions))
-    return Outcome(True, "", in_inputs(conditions))
+    return Prover(sizes, given).prove(left, right)
 
 
-def _refusal(
-    left: Tensor,
-    right: Tensor,
-    sizes: Mapping[str, int],
-    given: Mapping[Tensor, Any],
-    reflected: Collection[Tensor],
-    conditions: dict[Any, None],
-) -> str:
-    """Why left = right is not proved; empty where it is. The ring grows until it holds all generators."""
-    capacity = 48 + 2 * sum(prod(dim.size(sizes) for dim in t.shape) for t in inputs(left, right))
-    while True:
-        field = ExactField(capacity)
-        entries = Entries(field, sizes, _Inputs(field, sizes, given, reflected).entry)
+class Prover:
+    """The prover of one statement at one shape, and of what is like it: what a law and its mutants share is kept."""
+
+    def __init__(self, sizes: Mapping[str, int], given: Mapping[Tensor, Any] | None = None) -> None:
+        self.sizes, self.given = sizes, given or {}
+        self._residues = Residues(sizes)
+        self._kept: dict[Any, _Evaluation] = {}
+
+    def refutes(self, left: Tensor, right: Tensor) -> bool:
+        """Whether the exact field cannot prove left = right: as `prove`, without saying what is left."""
+        return (not self.given and self._residues.refute(left, right)) or not self.prove(left, right).proved
+
+    def prove(self, left: Tensor, right: Tensor) -> Outcome:
+        """As the function `prove`."""
+        if [dim.size(self.sizes) for dim in left.shape] != [dim.size(self.sizes) for dim in right.shape]:
+            return Outcome(False, f"left is over {left.shape} and right over {right.shape}")
+        permutations = [t for t in inputs(left, right) if t.permutation and t not in self.given]
+        lengths = [t.shape[0].size(self.sizes) for t in permutations]
+        if prod(map(factorial, lengths)) > MOST_BIJECTIONS:
+            return Outcome(False, f"more than {MOST_BIJECTIONS} bijections at {dict(self.sizes)}; list a smaller shape")
+        conditions: dict[Any, None] = {}
+        square = [t for t in inputs(left, right) if orthonormal.is_square(t, self.sizes)]
+        bijections = (itertools.permutations(range(length)) for length in lengths)
+        for *chosen, mirrored in itertools.product(*bijections, itertools.product((False, True), repeat=len(square))):
+            fixed = {**self.given, **dict(zip(permutations, chosen, strict=True))}
+            reflected = [t for t, mirror in zip(square, mirrored, strict=True) if mirror]
+            refusal = self._refusal(left, right, fixed, reflected, conditions)
+            if refusal:
+                named = ", ".join([
+                    *(f"{t.name} = {c}" for t, c in zip(permutations, chosen, strict=True)),
+                    *(f"{t.name} reflected" for t in reflected),
+                ])  # fmt: skip
+                return Outcome(False, f"{named}: {refusal}" if named else refusal, tuple(conditions))
+        return Outcome(True, "", in_inputs(conditions))
+
+    def _refusal(
+        self,
+        left: Tensor,
+        right: Tensor,
+        given: Mapping[Tensor, Any],
+        reflected: Sequence[Tensor],
+        conditions: dict[Any, None],
+    ) -> str:
+        """Why left = right is not proved; empty where it is. The ring grows until it holds all generators."""
+        key = (*((t.label, value) for t, value in given.items() if t not in self.given), *(t.label for t in reflected))
+        capacity = 48 + 2 * sum(prod(dim.size(self.sizes) for dim in t.shape) for t in inputs(left, right))
+        if key in self._kept:
+            try:
+                with self._kept[key].rolled_back():
+                    return self._kept[key].refusal(left, right, conditions)
+            except Full:
+                pass
+        while True:
+            evaluation = _Evaluation(capacity, self.sizes, given, reflected)
+            try:
+                refusal = evaluation.refusal(left, right, conditions)
+            except Full:
+                capacity *= 2
+                continue
+            if not self._kept:  # of many bijections the first: it refuses most mutants
+                self._kept[key] = evaluation
+            return refusal
+
+
+class _Evaluation:
+    """One exact field, with the entries that were computed in it."""
+
+    def __init__(
+        self, capacity: int, sizes: Mapping[str, int], given: Mapping[Tensor, Any], reflected: Collection[Tensor]
+    ) -> None:
+        self.field = ExactField(capacity)
+        self.inputs = _Inputs(self.field, sizes, given, reflected)
+        self.entries = Entries(self.field, sizes, self.inputs.entry)
+
+    @contextmanager
+    def rolled_back(self) -> Iterator[None]:
+        """What is adjoined and computed inside is forgotten at the end: the ring does not fill up with mutants."""
+        matrices = dict(self.inputs.matrices)
+        with self.field.rolled_back(), self.entries.rolled_back():
+            try:
+                yield
+            finally:
+                self.inputs.matrices = matrices
+
+    def refusal(self, left: Tensor, right: Tensor, conditions: dict[Any, None]) -> str:
         try:
-            return _first_difference(left, right, field, entries)
-        except Full:
-            capacity *= 2
+            return _first_difference(left, right, self.field, self.entries)
         except (Undefined, Unreadable, orthonormal.Infeasible) as error:
             return str(error)
         finally:
-            conditions.update(entries.conditions)
+            conditions.update(self.entries.conditions)
 
 
 def _first_difference(left: Tensor, right: Tensor, field: ExactField, entries: Entries[Any]) -> str:

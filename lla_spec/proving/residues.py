@@ -45,28 +45,27 @@ class ResidueField:
         raise Unreadable(f"{name} has no residue")
 
 
-def refuted(left: Tensor, right: Tensor, sizes: Mapping[str, int]) -> bool:
-    """Whether left = right fails at random residues; False says nothing."""
-    drawn = _Drawn(sizes)
-    entries = Entries(ResidueField(), sizes, drawn.leaf)
-    try:
-        return any(entries.at(left, where) != entries.at(right, where) for where in positions(left, sizes))
-    except (Unreadable, ZeroDivisionError, orthonormal.Infeasible):
-        return False
-
-
-class _Drawn:
-    """Random values for every input, each drawn when it is first asked for."""
+class Residues:
+    """Random residues for every input at one shape, each drawn when it is first asked for."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self.sizes, self.random = sizes, random.Random(0)
         self.values: dict[Tensor, Mapping[Where, Any]] = {}
         self.scalars = orthonormal.Scalars(ResidueField().rational, lambda name: self._residue(), lambda x: 1 / x)
+        self.entries = Entries(ResidueField(), sizes, self._leaf)
+
+    def refute(self, left: Tensor, right: Tensor) -> bool:
+        """Whether left = right fails at these residues; False says nothing."""
+        at = self.entries.at
+        try:
+            return any(at(left, where) != at(right, where) for where in positions(left, self.sizes))
+        except (Unreadable, ZeroDivisionError, orthonormal.Infeasible):
+            return False
 
     def _residue(self) -> Residue:
         return nmod(self.random.randrange(1, PRIME), PRIME)
 
-    def leaf(self, tensor: Tensor, where: Where) -> Any:
+    def _leaf(self, tensor: Tensor, where: Where) -> Any:
         if tensor not in self.values:
             places = list(positions(tensor, self.sizes))
             if tensor.permutation:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import sympy as sp
 
-from lla_spec.symbols import DeclarationError, Tensor, is_input, keep, transform
+from lla_spec.symbols import DeclarationError, Label, Tensor, is_input, keep
 
 
 class Rewriter:
@@ -51,6 +52,13 @@ class Rewriter:
             blocks=tuple(self.expression(block) for block in tensor.blocks),
         )
 
-    def expression(self, expr: sp.Basic) -> sp.Expr:
-        """An expression over the rewritten tensors."""
-        return transform(expr, lambda tensor, where: keep(self(tensor), where))
+    def expression(self, expr: Any) -> Any:
+        """An expression over the rewritten tensors; its bound indices stay, for nothing is written inside it."""
+        if isinstance(expr, Label):
+            return keep(self(expr.tensor), ()) if not expr.tensor.axes else expr
+        if isinstance(expr, sp.Indexed):
+            old = expr.base.label.tensor  # pyright: ignore[reportAttributeAccessIssue]
+            new, where = self(old), tuple(map(self.expression, expr.indices))
+            return expr if new is old and where == expr.indices else keep(new, where)
+        args = tuple(map(self.expression, expr.args))
+        return expr if all(new is old for new, old in zip(args, expr.args, strict=True)) else expr.func(*args)

@@ -17,13 +17,12 @@ from lla_spec.proving.conditions import Point, differ
 from lla_spec.proving.counterexamples import counterexample
 from lla_spec.proving.hypotheses import claim, constructed, difference
 from lla_spec.proving.inequalities import why_not_nonnegative
-from lla_spec.proving.outcome import Outcome
 from lla_spec.proving.rewriting import Rewriter
 from lla_spec.symbols import Dim, Label, Tensor, definitions
 
 SHAPES_WITHOUT, POINTS_WITHOUT = 3, 100  # tried for a law without one of its hypotheses
 
-Prover = Callable[[Tensor, Tensor], Outcome]
+Refuter = Callable[[Tensor, Tensor], bool]  # whether an engine refuses left = right
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +59,14 @@ class Teeth:
         return f"{text}: {', '.join(self.survived)}" if self.survived else text
 
 
-def teeth(law: Law, provers: Sequence[Prover], points: Sequence[Point]) -> Teeth:
-    """Give every mutant of `law` to every prover. At `points`, which value all inputs, the law's conditions hold."""
+def teeth(law: Law, refuters: Sequence[Refuter], points: Sequence[Point]) -> Teeth:
+    """Give every mutant of `law` to every engine. At `points`, which value all inputs, the law's conditions hold."""
     found = Teeth()
     for mutant in mutants(law):
         found.coefficients += mutant.coefficient
         if not _is_false(law, mutant, points):
             found.set_aside.append(mutant.name)
-        elif any(_proves(law, mutant, prover) for prover in provers):
+        elif not all(_refused(law, mutant, refuter) for refuter in refuters):
             found.survived.append(mutant.name)
         else:
             found.killed.append(mutant.name)
@@ -88,10 +87,10 @@ def _is_false(law: Law, mutant: Mutant, points: Sequence[Point]) -> bool:
     return counterexample(*sides, relation, names, shapes=SHAPES_WITHOUT, points=POINTS_WITHOUT) is not None
 
 
-def _proves(law: Law, mutant: Mutant, prover: Prover) -> bool:
+def _refused(law: Law, mutant: Mutant, refuter: Refuter) -> bool:
     if mutant.dropped is not None and law.because is not None and why_not_nonnegative(law, mutant.dropped):
-        return False
-    return prover(mutant.left, mutant.right).proved
+        return True
+    return refuter(mutant.left, mutant.right)
 
 
 def mutants(law: Law) -> Iterator[Mutant]:

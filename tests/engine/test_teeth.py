@@ -7,8 +7,7 @@ from lla_spec.formulas.softmax import i, j, logsumexp, softmax, x
 from lla_spec.language import Eq, Le, assume, identity, registry
 from lla_spec.proving.conditions import random_point
 from lla_spec.proving.hypotheses import claim, constructed
-from lla_spec.proving.listed_shapes import listed_shapes, prove
-from lla_spec.proving.outcome import Outcome
+from lla_spec.proving.listed_shapes import Prover, listed_shapes
 from lla_spec.proving.teeth import changed_coefficients, mutants, teeth
 from lla_spec.symbols import Sum, define, exp, inputs, log, scalar, sqrt, tensor
 from tests.engine.declaring import law_of, undeclared_afterwards
@@ -24,7 +23,7 @@ def points(law):
 
 def listed(law):
     sizes = listed_shapes(law)[-1]
-    return lambda left, right: prove(left, right, sizes, brief=True)
+    return Prover(sizes).refutes
 
 
 def names(law):
@@ -66,7 +65,7 @@ def test_changes_reach_every_kind_of_coefficient():
 
 def test_an_engine_that_proves_everything_is_caught():
     law = registry.laws["softmax.shift"]
-    found = teeth(law, [listed(law), lambda left, right: Outcome(True)], points(law))
+    found = teeth(law, [listed(law), lambda left, right: False], points(law))
     assert not found.killed and len(found.survived) > 5 and not found.bite
     assert "+1" in str(found)
 
@@ -108,5 +107,5 @@ def test_a_needed_hypothesis_bites():
 def test_a_mutant_that_nothing_refutes_is_no_evidence():
     """A law whose only mutants are true has no teeth."""
     law = law_of(Le(0 * x[i, j], x[i, j] ** 2, because=x[i, j] ** 2))
-    found = teeth(law, [lambda left, right: Outcome(True)], [])
+    found = teeth(law, [lambda left, right: False], [])
     assert not found.killed and not found.bite

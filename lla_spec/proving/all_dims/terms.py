@@ -51,7 +51,7 @@ class Leaf(NamedTuple):
 
     def renamed(self, names: Mapping[Base, Leaf]) -> Leaf:
         """The leaf with its index replaced; what replaces it passes this leaf's permutations after its own."""
-        new = names.get(self.base)
+        new = names.get(self[:3])  # pyright: ignore[reportArgumentType]  (equal to the base, and cheaper)
         return self if new is None else new._replace(through=cancel(new.through + self.through))
 
 
