@@ -1,3 +1,9 @@
 """Plain `pytest` in a checkout: the plugin that an installed lla-spec brings by itself (pytest loads it once)."""
 
+import os
+
+# Threads that spin while they wait take the cores from each other's process: five times the time on two cores. Torch
+# reads this when it is imported; how it splits its sums among its threads stays what it was.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 pytest_plugins = ["lla_spec.testing.plugin"]

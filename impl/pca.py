@@ -8,6 +8,7 @@ the covariance matrix: that squares the singular values, so that in float32 thos
 rounding, and a variance may come out negative.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float
@@ -72,12 +73,7 @@ def pca_transform_vjp(
     leading = _check_transform("pca_transform_vjp", x, mean, components)
     shape = _result_shape(leading, x, components.shape[-2])
     check_grad_output("pca_transform_vjp", grad_output, shape, "x", x)
-    rows, grad = _as_rows(x), grad_output if x.ndim > 1 else grad_output[..., None, :]
-    return (
-        _like(x, _transform_grad_x(rows, components, grad)),
-        _transform_grad_mean(mean, components, grad),
-        _transform_grad_components(rows, mean, components, grad),
-    )
+    return _vjp(_TRANSFORM_GRADS, x, mean, components, grad_output)
 
 
 def pca_inverse(
@@ -102,13 +98,9 @@ def pca_inverse_vjp(
 ) -> tuple[Float[Tensor, "*#batch k"], Float[Tensor, "*#batch d"], Float[Tensor, "*#batch k d"]]:
     """(dz, dmean, dcomponents) = (G Vᵀ, Σ_i G_i, zᵀ G), each summed over its broadcast axes."""
     leading = _check_inverse("pca_inverse_vjp", z, mean, components)
-    check_grad_output("pca_inverse_vjp", grad_output, _result_shape(leading, z, components.shape[-1]), "z", z)
-    rows, grad = _as_rows(z), grad_output if z.ndim > 1 else grad_output[..., None, :]
-    return (
-        _like(z, _inverse_grad_z(rows, components, grad)),
-        _inverse_grad_mean(mean, grad),
-        _inverse_grad_components(rows, components, grad),
-    )
+    shape = _result_shape(leading, z, components.shape[-1])
+    check_grad_output("pca_inverse_vjp", grad_output, shape, "z", z)
+    return _vjp(_INVERSE_GRADS, z, mean, components, grad_output)
 
 
 def _as_rows(x: Tensor) -> Tensor:
@@ -145,27 +137,42 @@ def _check_inverse(operation: str, z: Tensor, mean: Tensor, components: Tensor) 
     return check_leading(operation, 2, z=_as_rows(z), mean=mean[..., None, :], components=components)
 
 
+_Gradient = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""The gradient of one argument, from the rows x or z, the mean, the components and the cotangent."""
+
+
+def _vjp(
+    gradients: tuple[_Gradient, _Gradient, _Gradient], x: Tensor, mean: Tensor, components: Tensor, grad_output: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, grad = _as_rows(x), grad_output if x.ndim > 1 else grad_output[..., None, :]
+    dx, dmean, dcomponents = (gradient(rows, mean, components, grad) for gradient in gradients)
+    return _like(x, dx), dmean, dcomponents
+
+
+def _needed(gradients: tuple[_Gradient, _Gradient, _Gradient], ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    """Autograd's answer: the gradients that are asked for."""
+    x, mean, components = arguments_of(ctx)
+    return tuple(
+        gradient(x, mean, components, grad_output) if needs else None
+        for gradient, needs in zip(gradients, ctx.needs_input_grad, strict=True)
+    )
+
+
 class _Transform(KeepsArguments):
     @staticmethod
     def forward(x: Tensor, mean: Tensor, components: Tensor) -> Tensor:
         return product(widened(x) - widened(mean)[..., None, :], components.mT).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, mean, components = arguments_of(ctx)
-        needs_x, needs_mean, needs_components = ctx.needs_input_grad
-        return (
-            _transform_grad_x(x, components, grad_output) if needs_x else None,
-            _transform_grad_mean(mean, components, grad_output) if needs_mean else None,
-            _transform_grad_components(x, mean, components, grad_output) if needs_components else None,
-        )
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        return _needed(_TRANSFORM_GRADS, ctx, grad_output)
 
 
-def _transform_grad_x(x: Tensor, components: Tensor, grad_output: Tensor) -> Tensor:
+def _transform_grad_x(x: Tensor, mean: Tensor, components: Tensor, grad_output: Tensor) -> Tensor:
     return summed_to(product(grad_output, components), x)
 
 
-def _transform_grad_mean(mean: Tensor, components: Tensor, grad_output: Tensor) -> Tensor:
+def _transform_grad_mean(x: Tensor, mean: Tensor, components: Tensor, grad_output: Tensor) -> Tensor:
     # Σ_i (G V)_i = (Σ_i G_i) V: the observations are summed first, at k numbers a row instead of d.
     total = product(widened(grad_output).sum(-2, keepdim=True), components)
     return -summed_to(total, mean[..., None, :])[..., 0, :]
@@ -175,29 +182,29 @@ def _transform_grad_components(x: Tensor, mean: Tensor, components: Tensor, grad
     return summed_to(product(grad_output.mT, widened(x) - widened(mean)[..., None, :]), components)
 
 
+_TRANSFORM_GRADS = (_transform_grad_x, _transform_grad_mean, _transform_grad_components)
+
+
 class _Inverse(KeepsArguments):
     @staticmethod
     def forward(z: Tensor, mean: Tensor, components: Tensor) -> Tensor:
         return (product(z, components) + widened(mean)[..., None, :]).to(z.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        z, mean, components = arguments_of(ctx)
-        needs_z, needs_mean, needs_components = ctx.needs_input_grad
-        return (
-            _inverse_grad_z(z, components, grad_output) if needs_z else None,
-            _inverse_grad_mean(mean, grad_output) if needs_mean else None,
-            _inverse_grad_components(z, components, grad_output) if needs_components else None,
-        )
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        return _needed(_INVERSE_GRADS, ctx, grad_output)
 
 
-def _inverse_grad_z(z: Tensor, components: Tensor, grad_output: Tensor) -> Tensor:
+def _inverse_grad_z(z: Tensor, mean: Tensor, components: Tensor, grad_output: Tensor) -> Tensor:
     return summed_to(product(grad_output, components.mT), z)
 
 
-def _inverse_grad_mean(mean: Tensor, grad_output: Tensor) -> Tensor:
+def _inverse_grad_mean(z: Tensor, mean: Tensor, components: Tensor, grad_output: Tensor) -> Tensor:
     return summed_to(widened(grad_output).sum(-2, keepdim=True), mean[..., None, :])[..., 0, :]
 
 
-def _inverse_grad_components(z: Tensor, components: Tensor, grad_output: Tensor) -> Tensor:
+def _inverse_grad_components(z: Tensor, mean: Tensor, components: Tensor, grad_output: Tensor) -> Tensor:
     return summed_to(product(z.mT, grad_output), components)
+
+
+_INVERSE_GRADS = (_inverse_grad_z, _inverse_grad_mean, _inverse_grad_components)

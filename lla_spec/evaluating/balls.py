@@ -6,6 +6,7 @@ stay arrays of float64 zeros and ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,20 +65,22 @@ def enclosure(values: Array) -> Enclosure:
 
 def _pair(value: Any) -> tuple[float, float, float, bool]:
     ball = value if isinstance(value, arb) else arb(float(value))
-    middle = ball.mid()
-    high = float(middle)
+    high = float(ball.mid())
     if not ball.is_finite():  # an exact infinity, or a ball that knows nothing (NaN too)
         exact = ball.is_exact() and high == high
-        return high, 0.0, 0.0 if exact else float("inf"), exact
-    low = float(middle - arb(high)) if np.isfinite(high) else 0.0
-    radius = ball - arb(high) - arb(low) if np.isfinite(high) else arb(0)
-    return high, low, _above(radius), float(ball.lower()) == float(ball.upper())
+        return high, 0.0, 0.0 if exact else math.inf, exact
+    rounded = float(ball.lower()) == float(ball.upper())
+    if not math.isfinite(high):  # beyond float64 for certain, or a wide ball that may hold anything
+        return high, 0.0, 0.0 if rounded else math.inf, rounded
+    rest = ball - high
+    low = float(rest.mid())
+    return high, low, _above(rest - low), rounded
 
 
 def _above(ball: arb) -> float:
     """A float64 that is no smaller than any |number| of the ball."""
     bound = ball.abs_upper()
-    return 0.0 if bound.is_zero() else float(np.nextafter(float(bound), np.inf))
+    return 0.0 if bound.is_zero() else math.nextafter(float(bound), math.inf)
 
 
 class Balls:
@@ -136,30 +139,28 @@ class Balls:
     def matmul(self, a: Array, b: Array) -> Array:
         a, b = _balls(a), _balls(b)
         lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        out = np.empty((*lead, a.shape[-2], b.shape[-1]), dtype=object)
-        left = np.broadcast_to(a, (*lead, *a.shape[-2:]))
-        right = np.broadcast_to(b, (*lead, *b.shape[-2:]))
-        for where in np.ndindex(*lead):
-            out[where] = _matrix_product(left[where], right[where])
-        return out
+        (rows, inner), columns = a.shape[-2:], b.shape[-1]
+        if not rows * inner * columns:
+            return np.full((*lead, rows, columns), arb(0), dtype=object)
+        left, right = _matrices(a, lead), _matrices(b, lead)
+        entries = [entry for x, y in zip(left, right, strict=True) for entry in (x * y).entries()]
+        return _boxed(entries, (*lead, rows, columns))
 
     def edge(self, a: Array, kind: str) -> Array:
         return a
 
 
-def _matrix_product(a: Array, b: Array) -> Array:
-    (rows, inner), columns = a.shape, b.shape[1]
-    if not inner:
-        return _boxed([arb(0)] * (rows * columns), (rows, columns))
-    product = arb_mat(rows, inner, a.ravel().tolist()) * arb_mat(inner, columns, b.ravel().tolist())
-    return _boxed(product.entries(), (rows, columns))
+def _matrices(array: Array, lead: tuple[int, ...]) -> list[arb_mat]:
+    """A matrix for each place of `lead`; one that several places share is made once."""
+    *own, rows, columns = array.shape
+    flat, size = array.ravel().tolist(), rows * columns
+    made = [arb_mat(rows, columns, flat[at : at + size]) for at in range(0, len(flat), size)]
+    return [made[at] for at in np.broadcast_to(np.arange(len(made)).reshape(own), lead).ravel()]
 
 
 def _boxed(values: Any, shape: Sequence[int]) -> Array:
-    listed = list(values)
-    box = np.empty(len(listed), dtype=object)
-    box[:] = listed
-    return box.reshape(shape)
+    """Values as an object array. `fromiter` asks no ball whether it is a sequence, which takes longer than its sum."""
+    return np.fromiter(values, dtype=object).reshape(shape)
 
 
 def _array(value: Any) -> Array:

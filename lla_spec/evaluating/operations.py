@@ -168,7 +168,8 @@ def _settled(enclosures: Collection[balls.Enclosure]) -> bool:
     """Whether every ball rounds to one float64, or is so small beside the results that it hides nothing: the exact 0
     of a key bias's gradient has no first digit to be found. What stays open is added to the bound.
     """
-    largest = max((np.abs(e.high).max(initial=0.0) for e in enclosures), default=0.0)
+    known = [np.abs(e.high[e.rounded & np.isfinite(e.high)]) for e in enclosures]
+    largest = max((values.max(initial=0.0) for values in known), default=0.0)
     return all((e.rounded | (np.abs(e.low) + e.radius <= NEGLIGIBLE * largest)).all() for e in enclosures)
 
 

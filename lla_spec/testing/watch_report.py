@@ -17,6 +17,7 @@ from lla_spec.evaluating.contracts import contract as named_contract
 from lla_spec.evaluating.edges import hazards, ratios
 from lla_spec.testing.inputs import DTYPE_NAMES
 from lla_spec.testing.judge import Worst, as_numpy, worst_entry
+from lla_spec.testing.threads import one_blas_thread
 from lla_spec.testing.watch_judging import Found, Site, bounded_of, cause_of
 
 
@@ -146,12 +147,13 @@ class Seen:
         """Judge everything that waits."""
         began = time.perf_counter()
         waiting, self._waiting = self._waiting, []
-        for found in waiting:
-            try:
-                self._judge(found)
-            except ValueError as error:  # arguments that the declaration refuses
-                what = f"{found.call.operation}, gradient of {found.output}" if found.output else found.call.operation
-                self.skip(found.site, what, str(error))
+        with one_blas_thread():
+            for found in waiting:
+                try:
+                    self._judge(found)
+                except ValueError as error:  # arguments that the declaration refuses
+                    gradient = f", gradient of {found.output}" if found.output else ""
+                    self.skip(found.site, f"{found.call.operation}{gradient}", str(error))
         self.seconds_judging += time.perf_counter() - began
 
     def _judge(self, found: Found) -> None:

@@ -3,7 +3,7 @@
     python -m tests.engine.fuzz --seconds 120 --seed 0
 
 A case is an expression and the same expression rewritten (`rewrites`), in two of five cases with one thing changed. The
-prover says proved or refused; a numpy evaluator of its own, which shares no code with it, says true or false at several
+prover says proved or refused; an evaluator in balls, which shares no code with it, says true or false at several
 sizes. One proved-and-false is a failure. So is a run that put too few questions of either kind: `verdict`.
 """
 
@@ -14,11 +14,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import sympy as sp
+from flint import arb, fmpq
 
+from lla_spec.evaluating.balls import DEFAULT_BITS, Balls, precision
 from lla_spec.proving.all_dims import prove
 from lla_spec.symbols import (
     Index,
@@ -322,7 +325,9 @@ class Skip(Exception):
 
 
 class Numbers:
-    """Values by numpy: axis p of an array is the p-th index in scope."""
+    """Values as object arrays of balls, drawn in float64: axis p of an array is the p-th index in scope."""
+
+    balls = Balls()
 
     def __init__(self, sizes: Mapping[str, int], rng: np.random.Generator) -> None:
         self.sizes, self.rng = sizes, rng
@@ -344,22 +349,22 @@ class Numbers:
 
     def value(self, expr: Any, scope: tuple[Index, ...]) -> np.ndarray:
         if isinstance(expr, sp.Rational):
-            return np.full((1,) * len(scope), float(expr))
+            return np.full((1,) * len(scope), arb(fmpq(expr.p, expr.q)), dtype=object)
         if isinstance(expr, sp.Indexed):
             where = tuple(self.position(k, scope) for k in expr.indices)
-            return self.array(expr.base.label.tensor)[where]
+            return self.ball(self.array(expr.base.label.tensor)[where])
         if isinstance(expr, sp.KroneckerDelta):
             first, second = (self.position(k, scope) for k in expr.args)
-            return (first == second).astype(float)
+            return self.ball(first == second)
         if isinstance(expr, Label):
-            return np.full((1,) * len(scope), self.array(expr.tensor))
+            return self.ball(np.full((1,) * len(scope), self.array(expr.tensor)))
         if isinstance(expr, sp.Symbol):
-            return np.full((1,) * len(scope), float(expr.size(self.sizes)))  # pyright: ignore
+            return self.ball(np.full((1,) * len(scope), expr.size(self.sizes)))  # pyright: ignore
         if isinstance(expr, (sp.Sum, Maximum)):
             *inner, (bound, _, _) = expr.limits
             body = self.value(expr.func(expr.function, *inner) if inner else expr.function, (*scope, bound))
             body = np.broadcast_to(body, (*body.shape[:-1], bound.dim.size(self.sizes)))
-            return body.sum(-1) if isinstance(expr, sp.Sum) else body.max(-1)
+            return self.balls.sum(body, 1) if isinstance(expr, sp.Sum) else self.balls.maximum(body, 1)
         if not isinstance(expr, (sp.Add, sp.Mul, sp.Pow, sp.exp, sp.log, sp.Max, Kept)):
             raise Skip(f"no value of {type(expr).__name__}")
         values = [self.value(arg, scope) for arg in expr.args]
@@ -371,14 +376,21 @@ class Numbers:
                 product = product * other
             return product
         if isinstance(expr, sp.exp):
-            return np.exp(values[0])
+            return self.balls.exp(values[0], 0)
         if isinstance(expr, sp.log):
-            return np.log(values[0])
+            return self.balls.log(values[0])
         if isinstance(expr, sp.Pow):
+            if isinstance(expr.exp, sp.Rational):
+                return self.balls.power(values[0], Fraction(expr.exp.p, expr.exp.q))
             return values[0] ** values[1]
         if isinstance(expr, sp.Max):
-            return np.maximum.reduce(np.broadcast_arrays(*values))
-        return np.where(values[1] != 0, values[0], -np.inf)
+            return self.balls.maximum(np.stack(np.broadcast_arrays(*values), -1), 1)
+        return np.where(values[1] != 0, values[0], arb("-inf"))
+
+    @staticmethod
+    def ball(exact: np.ndarray) -> np.ndarray:
+        """Float64 entries as balls of radius 0."""
+        return np.vectorize(lambda entry: arb(float(entry)), otypes=[object])(exact)
 
     def position(self, where: Any, scope: tuple[Index, ...]) -> np.ndarray:
         if isinstance(where, sp.Indexed):
@@ -390,16 +402,24 @@ class Numbers:
 
 
 def agree(left: sp.Expr, right: sp.Expr, seed: int) -> bool:
-    """Are both sides equal in numbers, at every size?"""
-    for sizes in SIZES:
-        numbers = Numbers(sizes, np.random.default_rng(seed))
-        with np.errstate(all="ignore"):
-            a_, b_ = np.broadcast_arrays(numbers.value(left, (i,)), numbers.value(right, (i,)))
-        if not (np.isfinite(a_).all() and np.isfinite(b_).all()) or max(abs(a_).max(), abs(b_).max()) > 1e6:
-            raise Skip("not finite")
-        if not np.allclose(a_, b_, rtol=1e-7, atol=1e-8):
-            return False
-    return True
+    """Are both sides equal in numbers, at every size?
+
+    False is certain: somewhere the balls of both sides do not meet. True: they meet everywhere, and are so narrow that
+    what could still lie between the sides is below one rounding of float64 (2^-53) of the largest entry.
+    """
+    for bits in (DEFAULT_BITS, 4 * DEFAULT_BITS):
+        with precision(bits):
+            largest, apart = arb(0), []
+            for sizes in SIZES:
+                numbers = Numbers(sizes, np.random.default_rng(seed))
+                sides = np.broadcast_arrays(numbers.value(left, (i,)), numbers.value(right, (i,)))
+                apart += (sides[0] - sides[1]).tolist()
+                if all(ball.is_finite() for ball in apart) and not all(ball.contains(0) for ball in apart):
+                    return False
+                largest = max(largest, *(ball.abs_lower() for ball in sides[0].tolist()))
+            if all(ball.abs_upper() <= largest * 2.0**-53 for ball in apart):  # not so where a ball is not finite
+                return True
+    raise Skip("not finite, or nothing but 0")
 
 
 def one_case(seed: int) -> tuple[str, sp.Expr, sp.Expr]:

@@ -14,6 +14,7 @@ from lla_spec.evaluating.compiling import compile_formula, compile_vjp
 from lla_spec.evaluating.float64 import Float64
 from lla_spec.evaluating.operations import oracle
 from lla_spec.language import Formula, registry
+from tests.engine.float64_bounds import assert_within, float64_bounds
 from tests.engine.test_plan import numbers
 
 SIZES = {"n": 3, "m": 5, "d": 4, "e": 2, "k": 3, "v": 4, "g": 2, "r": 2, "a": 3, "o": 2}
@@ -32,12 +33,12 @@ def test_float64_and_balls_agree_to_float64(formula: Formula, vjp: bool) -> None
     plan = compile_vjp(formula, tuple(gradient_parameters(formula))) if vjp else compile_formula(formula)
     for seed in range(5):
         values = values_of(formula, seed)
-        plain = plan.run(Float64(), values)
+        plain, bounds = plan.run(Float64(), values), float64_bounds(plan, values)
         for name, ball in enclose(plan, values).items():
             zero = np.abs(ball.high) + ball.radius < 1e-30  # the exact 0 of a key bias's gradient never rounds
             assert (ball.rounded | zero).all()
             assert (ball.radius < 1e-30).all()
-            np.testing.assert_allclose(plain[name], ball.high, rtol=1e-13, atol=1e-14)
+            assert_within(plain[name], bounds[name].around(ball.high), beside=np.abs(ball.low) + ball.radius)
 
 
 @pytest.mark.parametrize("formula", OPERATIONS, ids=lambda f: f.name)
@@ -82,8 +83,9 @@ def test_what_is_hidden_does_not_reach_a_ball() -> None:
 def test_batches_of_matrix_products() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 1, 3, 4)), rng.normal(size=(5, 4, 2))
-    (ball,) = enclose(compile_formula(registry.formulas["matmul"]), {"A": a, "B": b}).values()
-    np.testing.assert_allclose(ball.high, a @ b, rtol=1e-13, atol=1e-14)
+    plan = compile_formula(registry.formulas["matmul"])
+    (ball,), (judged,) = enclose(plan, {"A": a, "B": b}).values(), float64_bounds(plan, {"A": a, "B": b}).values()
+    assert_within(a @ b, judged.around(ball.high), beside=np.abs(ball.low) + ball.radius)
 
 
 def test_an_enclosure_knows_whether_it_rounds_to_one_float64() -> None:
@@ -94,6 +96,13 @@ def test_an_enclosure_knows_whether_it_rounds_to_one_float64() -> None:
     np.testing.assert_array_equal(found.rounded, [True, False, True])
     assert found.high[2] == 1 + 2.0**-52
     assert (np.abs(found.low) <= 2.0**-53).all()
+
+
+def test_a_wide_ball_beyond_float64_is_no_infinity() -> None:
+    with precision(128):
+        found = enclosure(np.array([arb("1e400 +/- 1e401"), arb("1e400 +/- 1e300")], dtype=object))
+    np.testing.assert_array_equal(found.radius, [np.inf, 0.0])
+    np.testing.assert_array_equal(found.rounded, [False, True])
 
 
 def test_the_precision_of_flint_is_put_back() -> None:

@@ -8,38 +8,34 @@ every input class of the covering list. fp64 is judged by balls.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import contract
-from lla_spec.evaluating.edges import hazards
 from lla_spec.language import registry
 from lla_spec.testing.cases import DTYPES, Case
 from lla_spec.testing.covering import covering
 from lla_spec.testing.inputs import build
-from lla_spec.testing.judge import truth_of, worst_entry
+from lla_spec.testing.judge import worst_entry
 from lla_spec.testing.runner import draw
 from lla_spec.testing.strategies import cases
-from lla_spec.testing.threads import one_blas_thread
+from tests.engine.campaign import Arguments, Kernel, RowName, Topic, judged, judged_on, main, on_one_thread, suite_truth
 from tests.engine.loss_kernels import BACKWARD, FORWARD, SLOW, differentiated, gathered, head_loss, losses_by_logsumexp
 
 CASES = 24
-ROWS = [(name, law, dtype) for name in FORWARD for law in ("definition", "vjp") for dtype in DTYPES]
+ROWS = [(name, law, dtype, "strict") for name in FORWARD for law in ("definition", "vjp") for dtype in DTYPES]
 LONG = {"fp64": 200, "fp32": 4099, "bf16": 4099, "fp16": 4099}
 HARD = ("dominant", "above", "step", "below", "tiny", "zeros", "heavy")
 ROUNDED = [name for name in FORWARD if name != "embedding"]
 
 
-def drawn(name: str, law: str, dtype: str, count: int, seed: int) -> Iterator[Case]:
+def random_cases(name: str, law: str, dtype: str, count: int, seed: int) -> Iterator[Case]:
     """Of every ten: two of the covering list, one with a long reduction, one of a hard family, six random ones."""
     formula = registry.formulas[name]
     listed = [case for _, case in covering(formula, law, dtype)]
@@ -60,42 +56,17 @@ def drawn(name: str, law: str, dtype: str, count: int, seed: int) -> Iterator[Ca
         yield case
 
 
-@dataclass
-class Found:
-    worst: list[float] = field(default_factory=list)
-    violations: list[str] = field(default_factory=list)
-    hazards: int = 0
-
-    def line(self) -> str:
-        return (
-            f"{len(self.worst)} cases, {len(self.violations)} violations, worst {max(self.worst, default=0):.3f}, "
-            f"median {statistics.median(self.worst):.3f}, {self.hazards} with an entry that may overflow"
-        )
+def drawn(name: str, law: str, dtype: str, count: int, seed: int) -> Iterator[tuple[str, Arguments]]:
+    for case in random_cases(name, law, dtype, count, seed):
+        yield str(case), build(registry.formulas[name], case).arguments
 
 
-def judged(name: str, law: str, dtype: str, count: int, seed: int) -> Found:
-    """One row: the kernels take turns, those that loop in Python on few rows alone."""
-    found, declared, formula = Found(), contract("strict", dtype), registry.formulas[name]
-    kernels = (FORWARD if law == "definition" else BACKWARD)[name]
-    quick = [key for key in kernels if SLOW not in key]
-    for number, case in enumerate(drawn(name, law, dtype, count, seed)):
-        arguments = build(formula, case).arguments
-        longest = max([*(size for _, size in case.sizes), *case.batch])
-        chosen = list(kernels) if longest <= 130 else quick
-        key = chosen[(number + number // 7) % len(chosen)]
-        truth = truth_of(formula, arguments, declared, vjp=law == "vjp")
-        worst = worst_entry(outputs_of(kernels[key], arguments), truth, declared)
-        found.worst.append(0.0 if worst is None else worst.ratio)
-        found.hazards += any(bool(hazards(b).any()) for b in truth.values())
-        if worst is not None and not (worst.ratio <= 1):
-            found.violations.append(f"{key}: {case}: {worst}")
-    return found
+def kernels_of(name: str, law: str, promise: str) -> Mapping[str, Kernel]:
+    assert promise == "strict"
+    return (FORWARD if law == "definition" else BACKWARD)[name]
 
 
-def outputs_of(kernel: Any, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    given = {key: value for key, value in arguments.items() if value is not None}
-    result = kernel(**given)
-    return result if "grad_output" in arguments else {"": result}
+TOPIC = Topic(ROWS, kernels_of, drawn, period=10, slow=SLOW)
 
 
 # ---- the tests
@@ -103,43 +74,33 @@ def outputs_of(kernel: Any, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with one_blas_thread():
+    with on_one_thread():
         yield
-    torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("name", "law", "dtype"), ROWS, ids=str)
-def test_the_real_error_stays_within_the_bound(name: str, law: str, dtype: str) -> None:
-    found = judged(name, law, dtype, CASES, seed=1)
-    assert found.violations == [] and len(found.worst) == CASES
+@pytest.mark.parametrize("row", ROWS, ids=" ".join)
+def test_the_real_error_stays_within_the_bound(row: RowName) -> None:
+    found = judged(TOPIC, row, CASES, seed=1)
+    assert found.violations == [] and len(found.worst) > CASES / 2  # the others have no entry
 
 
 @pytest.mark.parametrize("name", ROUNDED)
 def test_the_bound_has_an_edge_in_bf16(name: str) -> None:
     """Normal data: in half of the cases the worst error is above 0.3 of the bound, so that one that is wrong by
     four times as much is seen."""
-    worst = edge(name)
-    assert statistics.median(worst) >= 0.3 and max(worst) <= 1
+    found = judged_on(TOPIC, (name, "definition", "bf16", "strict"), edge(name))
+    assert statistics.median(found.worst) >= 0.3 and found.violations == []
 
 
-def edge(name: str) -> list[float]:
+def edge(name: str) -> Iterator[tuple[str, Arguments]]:
     """linear_cross_entropy: one position, and logits of a model before training. It may round its logits, and their
     errors average out, which no bound may count on (over 48 positions and up to 700 words the worst is 0.2 of it)."""
-    formula, declared, worst = registry.formulas[name], contract("strict", "bf16"), []
-    kernels = [key for key in FORWARD[name] if SLOW not in key]
     batch, exponent = ((1,), -2) if name == "linear_cross_entropy" else ((48,), 0)
     for number in range(30):
         first = _first_case(name)
         sizes = {dim: ((16, 100, 700)[number % 3] if dim == "v" else 24) for dim, _ in first.sizes}
         case = replace(first.with_sizes(sizes), batch=batch, exponent=exponent, seed=number + 1)
-        arguments = build(formula, case).arguments
-        truth = truth_of(formula, arguments, declared, vjp=False)
-        entry = worst_entry(outputs_of(FORWARD[name][kernels[number % len(kernels)]], arguments), truth, declared)
-        assert entry is not None
-        worst.append(entry.ratio)
-    return worst
+        yield str(case), build(registry.formulas[name], case).arguments
 
 
 def _first_case(name: str) -> Case:
@@ -148,9 +109,7 @@ def _first_case(name: str) -> Case:
 
 def _ratio(name: str, arguments: Mapping[str, Any], found: Mapping[str, Tensor], dtype: str = "bf16") -> float:
     declared = contract("strict", dtype)
-    vjp = "grad_output" in arguments
-    truth: Mapping[str, Bounded] = truth_of(registry.formulas[name], dict(arguments), declared, vjp=vjp)
-    worst = worst_entry(dict(found), truth, declared)
+    worst = worst_entry(dict(found), suite_truth(name, arguments, declared), declared)
     assert worst is not None
     return worst.ratio
 
@@ -199,28 +158,5 @@ def test_logits_may_be_rounded_on_the_edge_and_no_further() -> None:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.engine.test_loss_bounds", description=__doc__)
-    parser.add_argument("--cases", type=int, default=300, help="cases per row")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--op", action="append", default=[])
-    parser.add_argument("--dtype", action="append", default=[])
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    failed: list[str] = []
-    with one_blas_thread():
-        for name, law, dtype in ROWS:
-            if (options.op and name not in options.op) or (options.dtype and dtype not in options.dtype):
-                continue
-            found = judged(name, law, dtype, options.cases, options.seed)
-            failed += found.violations
-            print(f"{name} {law} {dtype}: {found.line()}", flush=True)
-            print(*found.violations[:3], sep="\n", flush=True)
-        for name in ROUNDED:
-            print(f"{name}: bf16 edge, median {statistics.median(edge(name)):.3f}", flush=True)
-    print(f"{len(failed)} violations", *failed[:40], sep="\n")
-    return int(bool(failed))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main([TOPIC]))

@@ -7,11 +7,8 @@ fp64 is judged by balls. A violation is a defect of a kernel here or an error of
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,19 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import lla_spec.formulas.normalization  # noqa: F401  (declares the operations)
-from lla_spec.evaluating.bounded import Bounded
-from lla_spec.evaluating.contracts import Contract, contract
-from lla_spec.evaluating.edges import hazards
+from lla_spec.evaluating.contracts import contract
 from lla_spec.evaluating.operations import oracle, sharp_bound
-from lla_spec.language import registry
-from lla_spec.testing.judge import as_numpy, truth_of, worst_entry
-from lla_spec.testing.threads import one_blas_thread
+from lla_spec.testing.judge import as_numpy, worst_entry
+from tests.engine.campaign import Arguments, Kernel, RowName, Topic, judged, judged_on, main, on_one_thread
 from tests.engine.normalization_kernels import BACKWARD, FORWARD, SLOW
 
 CASES = 24
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ROWS = [(name, law, dtype) for name in FORWARD for law in ("definition", "vjp") for dtype in DTYPES]
+ROWS = [(name, law, dtype, "strict") for name in FORWARD for law in ("definition", "vjp") for dtype in DTYPES]
 SIZES = (1, 2, 3, 5, 8, 13, 31, 64, 100, 257)
 COUNTS = ((1,), (2, 3), (7,), (33,), ())
 LARGE = {"fp64": 2.0**500, "fp32": 1e18, "bf16": 1e18, "fp16": 3e4}
@@ -72,7 +65,14 @@ def rows_of(family: str, rng: np.random.Generator, shape: tuple[int, ...], dtype
     return simple.get(family, x * scale)
 
 
-def drawn(name: str, law: str, dtype: str, number: int, seed: int) -> dict[str, Any]:
+def drawn(name: str, law: str, dtype: str, count: int, seed: int) -> Iterator[tuple[str, Arguments]]:
+    for number in range(count):
+        arguments = arguments_of(name, law, dtype, number, seed)
+        shape = tuple(arguments[_row_names(name)[0]].shape)
+        yield f"case {number} of seed {seed}, {FAMILIES[number % len(FAMILIES)]}, {shape}", arguments
+
+
+def arguments_of(name: str, law: str, dtype: str, number: int, seed: int) -> dict[str, Any]:
     """The arguments of one case, by torch name."""
     rng = np.random.default_rng([seed, number, *name.encode(), *law.encode(), *dtype.encode()])
     family = FAMILIES[number % len(FAMILIES)]
@@ -111,57 +111,24 @@ def _placed(rng: np.random.Generator, values: np.ndarray, dtype: str) -> Tensor:
     return x
 
 
-@dataclass
-class Found:
-    worst: list[float] = field(default_factory=list)
-    violations: list[str] = field(default_factory=list)
-    hazards: int = 0
-
-    def line(self) -> str:
-        return (
-            f"{len(self.worst)} cases, {len(self.violations)} violations, worst {max(self.worst, default=0):.3f}, "
-            f"median {statistics.median(self.worst):.3f}, {self.hazards} with an entry that may overflow"
-        )
+def kernels_of(name: str, law: str, promise: str) -> Mapping[str, Kernel]:
+    assert promise == "strict"
+    if law == "definition":
+        return FORWARD[name]
+    return {key: by_name(kernel) for key, kernel in BACKWARD[name].items()}
 
 
-def judged(name: str, law: str, dtype: str, count: int, seed: int) -> Found:
-    """One row: the kernels take turns, those that loop in Python on short rows alone."""
-    found, declared = Found(), contract("strict", dtype)
-    kernels = (FORWARD if law == "definition" else BACKWARD)[name]
-    quick = [key for key in kernels if SLOW not in key]
-    for number in range(count):
-        arguments = drawn(name, law, dtype, number, seed)
-        longest = max(arguments[_row_names(name)[0]].shape)
-        chosen = list(kernels) if longest <= 130 else quick
-        key = chosen[(number + number // len(FAMILIES)) % len(chosen)]
-        truth = truth_for(name, law, arguments, declared)
-        worst = worst_entry(outputs_of(kernels[key], arguments, truth), truth, declared)
-        assert worst is not None
-        found.worst.append(worst.ratio)
-        found.hazards += any(bool(hazards(b).any()) for b in truth.values())
-        if not (worst.ratio <= 1):
-            shape = tuple(arguments[_row_names(name)[0]].shape)
-            found.violations.append(f"{name} {law} {dtype} {number} {FAMILIES[number % 16]} {key} {shape}: {worst}")
-    return found
+def by_name(backward: Kernel) -> Kernel:
+    """Gradients as a dict, for a kernel that gives a tuple of them in the order of its arguments."""
+
+    def named(**arguments: Any) -> dict[str, Tensor]:
+        names = [key for key in ("x", "h", "sublayer", "weight", "bias") if key in arguments]
+        return dict(zip(names, (g for g in backward(**arguments) if g is not None), strict=True))
+
+    return named
 
 
-def truth_for(name: str, law: str, arguments: Mapping[str, Any], declared: Contract) -> dict[str, Bounded]:
-    """The exact value and the sharp rule's bound. The generic rule follows the declaration's own steps, and knows no
-    running variance, no γρ formed first, and no cast of h + sublayer."""
-    truth = truth_of(registry.formulas[name], dict(arguments), declared, vjp=law == "vjp")
-    if law == "vjp":
-        return truth
-    given = {key: as_numpy(value) for key, value in arguments.items()}
-    return {"": sharp_bound(name, given, declared).around(truth[""].value)}
-
-
-def outputs_of(kernel: Any, arguments: Mapping[str, Any], truth: Mapping[str, Bounded]) -> dict[str, Tensor]:
-    options = {k: v for k, v in arguments.items() if k in ("eps", "grad_output") and v is not None}
-    tensors = {k: v for k, v in arguments.items() if k not in ("eps", "grad_output")}
-    result = kernel(*tensors.values(), **options)
-    if "grad_output" not in arguments:
-        return {"": result}
-    return {key: value for key, value in zip(tensors, result, strict=True) if key in truth}
+TOPIC = Topic(ROWS, kernels_of, drawn, period=len(FAMILIES), slow=SLOW)
 
 
 # ---- the tests
@@ -169,16 +136,13 @@ def outputs_of(kernel: Any, arguments: Mapping[str, Any], truth: Mapping[str, Bo
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with one_blas_thread():
+    with on_one_thread():
         yield
-    torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("name", "law", "dtype"), ROWS, ids=str)
-def test_the_real_error_stays_within_the_bound(name: str, law: str, dtype: str) -> None:
-    found = judged(name, law, dtype, CASES, seed=1)
+@pytest.mark.parametrize("row", ROWS, ids=" ".join)
+def test_the_real_error_stays_within_the_bound(row: RowName) -> None:
+    found = judged(TOPIC, row, CASES, seed=1)
     assert found.violations == [] and len(found.worst) == CASES
 
 
@@ -186,24 +150,17 @@ def test_the_real_error_stays_within_the_bound(name: str, law: str, dtype: str) 
 def test_the_bound_has_an_edge_in_bf16(name: str) -> None:
     """Normal data, 64 outputs or more, rows up to 1024: in half of the cases the worst error is above 0.3 of the
     bound, so a kernel that is wrong by four times as much is seen."""
-    worst = edge(name)
-    assert statistics.median(worst) >= 0.3 and max(worst) <= 1
+    found = judged_on(TOPIC, (name, "definition", "bf16", "strict"), edge(name))
+    assert statistics.median(found.worst) >= 0.3 and found.violations == []
 
 
-def edge(name: str) -> list[float]:
-    declared, worst = contract("strict", "bf16"), []
-    kernels = [key for key in FORWARD[name] if SLOW not in key]
+def edge(name: str) -> Iterator[tuple[str, Arguments]]:
     for number in range(36):
         rng, n = np.random.default_rng(number), (16, 100, 1024)[number % 3]
         given: dict[str, Any] = {key: torch.from_numpy(rng.normal(size=(64, n))).bfloat16() for key in _row_names(name)}
         for key in ("weight", "bias") if name != "rms_norm" else ("weight",):
             given[key] = torch.from_numpy(rng.normal(size=n)).bfloat16()
-        key = kernels[number % len(kernels)]
-        truth = truth_for(name, "definition", given, declared)
-        entry = worst_entry(outputs_of(FORWARD[name][key], given, truth), truth, declared)
-        assert entry is not None
-        worst.append(entry.ratio)
-    return worst
+        yield f"case {number}", given
 
 
 def test_a_kernel_that_breaks_its_promise_is_a_violation() -> None:
@@ -221,27 +178,5 @@ def oracle_of(x: Tensor) -> np.ndarray:
     return oracle("layer_norm", {"x": as_numpy(x)})
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.engine.test_normalization_bounds", description=__doc__)
-    parser.add_argument("--cases", type=int, default=300, help="cases per row")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--op", action="append", default=[])
-    parser.add_argument("--dtype", action="append", default=[])
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    failed = []
-    with one_blas_thread():
-        for name, law, dtype in ROWS:
-            if (options.op and name not in options.op) or (options.dtype and dtype not in options.dtype):
-                continue
-            found = judged(name, law, dtype, options.cases, options.seed)
-            failed += found.violations
-            print(f"{name} {law} {dtype}: {found.line()}", flush=True)
-        for name in FORWARD:
-            print(f"{name}: bf16 edge, median {statistics.median(edge(name)):.3f}", flush=True)
-    print(*failed[:40], sep="\n")
-    return int(bool(failed))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main([TOPIC]))

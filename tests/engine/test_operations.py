@@ -14,6 +14,7 @@ from lla_spec.evaluating.arguments import ArgumentError, operation, prepare
 from lla_spec.evaluating.contracts import contract
 from lla_spec.evaluating.operations import bound, generic_bound, oracle
 from lla_spec.interface import signature
+from tests.engine.float64_bounds import FP64, assert_within
 
 SIGNATURES = {
     "linear": "(x, weight, bias=None)",
@@ -95,18 +96,18 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 def test_the_oracle_agrees_with_torch_in_float64(name: str, arguments: dict[str, Any]) -> None:
     given = torch_of(arguments, leaves=True)
     out = TORCH[name](**given)
-    found = oracle(name, arguments)
-    assert found.shape == tuple(out.shape)
-    np.testing.assert_allclose(found, out.detach().numpy(), rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(oracle(name, arguments, exact=True), found, rtol=1e-12, atol=1e-13)
+    judged = bound(name, arguments, FP64, exact=True)  # the exact value, and what float64 may do to it
+    assert_within(out.detach().numpy(), judged)
+    assert_within(oracle(name, arguments), judged)
     grad_output = normal(*out.shape)
     leaves = {key: value for key, value in given.items() if isinstance(value, torch.Tensor) and value.requires_grad}
     gradients = torch.autograd.grad(out, list(leaves.values()), torch.from_numpy(np.asarray(grad_output)))
-    found = oracle(name, {**arguments, "grad_output": grad_output}, vjp=True)
-    assert list(found) == list(leaves)
+    arguments = {**arguments, "grad_output": grad_output}
+    found, exact = oracle(name, arguments, vjp=True), bound(name, arguments, FP64, vjp=True, exact=True)
+    assert list(found) == list(exact) == list(leaves)
     for key, gradient in zip(leaves, gradients, strict=True):
-        assert found[key].shape == arguments[key].shape
-        np.testing.assert_allclose(found[key], gradient.numpy(), rtol=1e-11, atol=1e-12)
+        assert_within(gradient.numpy(), exact[key])
+        assert_within(found[key], exact[key])
 
 
 def test_causal_is_aligned_at_the_bottom_right() -> None:
@@ -219,7 +220,8 @@ def test_a_hidden_infinity_reaches_nothing() -> None:
     dirty["k"][:, 2], dirty["v"][:, 2] = -np.inf, np.inf
     clean = oracle("attention", {"q": Q, "k": K, "v": V, "mask": keep})
     np.testing.assert_array_equal(oracle("attention", dirty), clean)
-    np.testing.assert_allclose(oracle("attention", dirty, exact=True), clean, rtol=1e-13, atol=1e-14)
+    exact = oracle("attention", {"q": Q, "k": K, "v": V, "mask": keep}, exact=True)
+    np.testing.assert_array_equal(oracle("attention", dirty, exact=True), exact)
     assert np.isfinite(generic_bound("attention", dirty, F32).error).all()
 
 

@@ -1,12 +1,11 @@
 """A new user's own operation, RMSNorm with a gate: stated, implemented and tested in 40 lines over two files."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.engine.in_process import commands, run_pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +45,7 @@ def gated_rms_norm(x, gate, weight=None, *, eps=1e-6):
 TEST = """from lla_spec.testing import parametrize_with_laws
 
 
-@parametrize_with_laws("mine.py", ops=["gated_rms_norm"], examples=5)
+@parametrize_with_laws("mine.py", ops=["gated_rms_norm"], dtypes=["bf16"], examples=5)
 def test_mine(law_check):
     law_check()
 """
@@ -54,15 +53,6 @@ def test_mine(law_check):
 GATE_BEFORE_THE_STATISTICS = TARGET.replace("    wide = x", "    x = x * torch.sigmoid(gate)\n    wide = x", 1).replace(
     "    y = y * F.logsigmoid(gate.to(wide.dtype)).exp()", "    y = y", 1
 )
-
-
-def run(folder, *arguments):
-    path = os.pathsep.join(map(str, (folder, ROOT)))
-    env = {**os.environ, "PYTHONPATH": path, "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments], capture_output=True, text=True, env=env, cwd=folder, timeout=300
-    )
-    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -90,30 +80,37 @@ def test_two_files_of_at_most_forty_lines():
     assert PAGE.count("\n") + TARGET.count("\n") + 1 <= 40
 
 
-def test_the_law_is_listed_shown_and_proved(checkout):
-    status, listed = run(checkout, "lla_spec", "list")
+LISTED, SHOWN, PROVED = "list", "show gated_rms_norm", "prove opposite_gates"
+RIGHT, WRONG = (f"verify {target}.py --op gated_rms_norm --examples 5" for target in ("mine", "wrong"))
+
+
+@pytest.fixture(scope="module")
+def said(checkout):
+    """(exit status, output) by command, in the checkout."""
+    (checkout / "wrong.py").write_text(GATE_BEFORE_THE_STATISTICS, encoding="utf-8")
+    lines = (LISTED, SHOWN, PROVED, RIGHT, WRONG)
+    return dict(zip(lines, commands(*lines, cwd=checkout, path=(checkout, ROOT)), strict=True))
+
+
+def test_the_law_is_listed_shown_and_proved(said):
+    status, listed = said[LISTED]
     assert status == 0 and "gated_rms_norm(x, gate, weight=None, *, eps=1e-06)" in listed
-    status, shown = run(checkout, "lla_spec", "show", "gated_rms_norm")
+    status, shown = said[SHOWN]
     assert status == 0 and "opposite_gates" in shown and "r[i] = Σ_k x[i, k]^2/d" in shown
-    status, proved = run(checkout, "lla_spec", "prove", "opposite_gates")
+    status, proved = said[PROVED]
     assert status == 0 and "gated.opposite_gates: proved (all dimensions)" in proved, proved
     assert "0 survived" in proved
 
 
-def verified(folder, target="mine.py"):
-    return run(folder, "lla_spec", "verify", target, "--op", "gated_rms_norm", "--examples", "5", "--jobs", "1")
-
-
-def test_every_row_passes(checkout):
+def test_every_row_passes(said):
     """Its bound, its cases and its gradient come from the declaration: three rows in each of four dtypes."""
-    status, told = verified(checkout)
+    status, told = said[RIGHT]
     assert status == 0 and "12 rows: 12 pass" in told, told
 
 
-def test_a_gate_before_the_statistics_is_refused(checkout):
+def test_a_gate_before_the_statistics_is_refused(said):
     """Its definition fails, and so does the law that was written against it, in each dtype."""
-    (checkout / "wrong.py").write_text(GATE_BEFORE_THE_STATISTICS, encoding="utf-8")
-    status, told = verified(checkout, "wrong.py")
+    status, told = said[WRONG]
     assert status == 1 and "FAIL gated_rms_norm / definition" in told, told
     for law in ("definition", "opposite_gates"):
         (row,) = (line for line in told.splitlines() if f" {law} " in line and "│" in line)
@@ -121,7 +118,7 @@ def test_a_gate_before_the_statistics_is_refused(checkout):
 
 
 def test_a_folder_of_ones_own_needs_no_checkout(project):
-    status, told = verified(project)
+    ((status, told),) = commands(RIGHT, cwd=project, path=(project, ROOT))
     assert status == 0 and "12 rows: 12 pass" in told, told
-    status, told = run(project, "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py")
-    assert status == 0 and "12 passed" in told, told
+    status, told = run_pytest("test_mine.py", cwd=project, path=(project, ROOT))
+    assert status == 0 and "3 passed" in told, told

@@ -98,7 +98,7 @@ def test_three_lines_suffice_in_another_repository(pytester):
             law_check()
         """
     )
-    outcome = pytester.runpytest_subprocess("-q")
+    outcome = pytester.runpytest_inprocess("-q")
     outcome.assert_outcomes(passed=2, failed=1)
     outcome.stdout.fnmatch_lines(["*FAIL softmax / definition*", "*replay*lla-spec replay*"])
 

@@ -52,7 +52,7 @@ def test_pytest_and_the_command_have_the_same_rows():
 def test_rows_pass_and_the_table_and_the_report_say_so(pytester, extra, monkeypatch):
     pytester.makepyfile(TOPIC)
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
-    outcome = pytester.runpytest_subprocess("-q", *SMALL, "--lla-report", "rows.json", *extra)
+    outcome = pytester.runpytest_inprocess("-q", *SMALL, "--lla-report", "rows.json", *extra)
     outcome.assert_outcomes(passed=7)
     outcome.stdout.fnmatch_lines(["*cuda not available: nothing on a GPU was checked*", "*softmax*definition*0.*"])
     rows = json.loads((pytester.path / "rows.json").read_text())["results"]
@@ -63,7 +63,7 @@ def test_rows_pass_and_the_table_and_the_report_say_so(pytester, extra, monkeypa
 def test_a_failing_row_tells_the_whole_story(pytester):
     pytester.makepyfile(TOPIC)
     options = ["--lla-target", "torch_native", "--lla-op", "log_softmax", "--lla-dtype", "bf16", "--lla-examples", "2"]
-    outcome = pytester.runpytest_subprocess("-q", *options, "-k", "formula")
+    outcome = pytester.runpytest_inprocess("-q", *options, "-k", "formula")
     outcome.assert_outcomes(failed=1)
     outcome.stdout.fnmatch_lines(["*FAIL log_softmax / definition*", "*cause*sums are rounded to bf16 on their way*"])
 
@@ -73,14 +73,14 @@ def test_a_row_without_evidence_fails(pytester):
     pytester.makepyfile(TOPIC)
     pytester.makepyfile(one_logit="LLA_TARGET = {'supports': {'m': [1]}}\ndef log_softmax(x):\n    return x * 0\n")
     options = ["--lla-target", "one_logit.py", "--lla-op", "log_softmax", "--lla-dtype", "bf16"]
-    outcome = pytester.runpytest_subprocess("-q", *options, "-k", "formula")
+    outcome = pytester.runpytest_inprocess("-q", *options, "-k", "formula")
     outcome.assert_outcomes(failed=1)
     outcome.stdout.fnmatch_lines(["*cases are evidence, fewer than half*"])
 
 
 def test_a_case_replays(pytester):
     case = "softmax:definition:bf16:cpu:m=3,batch=2,family=normal,seed=1"
-    outcome = pytester.runpytest_subprocess("--lla-case", case)
+    outcome = pytester.runpytest_inprocess("--lla-case", case)
     assert outcome.ret == 0
     outcome.stdout.fnmatch_lines(["pass softmax(m=3*"])
 
@@ -95,7 +95,7 @@ def test_a_case_replays(pytester):
 )
 def test_what_cannot_be_used_is_a_usage_error(pytester, options, line):
     pytester.makepyfile(TOPIC)
-    outcome = pytester.runpytest_subprocess("-q", *options)
+    outcome = pytester.runpytest_inprocess("-q", *options)
     assert outcome.ret == pytest.ExitCode.USAGE_ERROR
     assert any(fnmatch.fnmatch(told, line) for told in (*outcome.outlines, *outcome.errlines))
 

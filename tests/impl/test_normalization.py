@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import grad, vjp, vmap
 
 import impl.normalization as norm
 from tests.impl.cases import normal
@@ -89,10 +88,6 @@ def split(case: Case, dtype: torch.dtype = torch.float64) -> tuple[Callable[...,
         return call(case, [None if x is None else next(remaining) for x in inputs])
 
     return function, [x for x in inputs if x is not None]
-
-
-def close(got: Any, want: Any) -> None:
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 def assert_rounded_once(got: Tensor, want: Tensor) -> None:
@@ -233,53 +228,7 @@ def test_only_the_gradients_asked_for_are_given() -> None:
     assert x.grad is None and weight.grad is not None
 
 
-# ---- transforms
-
-
-@each_case
-def test_vmap_is_a_loop(case: Case) -> None:
-    function, inputs = split(case)
-    stacked = [torch.stack([x, 2 * x, -x]) for x in inputs]
-    close(vmap(function)(*stacked), torch.stack([function(*(x[i] for x in stacked)) for i in range(3)]))
-
-
-@each_case
-def test_vmap_of_grad_is_a_loop_of_backward(case: Case) -> None:
-    function, (first, *others) = split(case)
-    examples = torch.stack([first, 2 * first])
-
-    def loss(x: Tensor) -> Tensor:
-        return function(x, *others).square().sum()
-
-    leaf = examples.clone().requires_grad_()
-    sum(loss(x) for x in leaf).backward()  # type: ignore[union-attr]
-    close(vmap(grad(loss))(examples), leaf.grad)
-
-
-@each_case
-def test_func_vjp_equals_the_named_vjp(case: Case) -> None:
-    function, inputs = split(case)
-    upstream = normal(case.shape, torch.float64, 9)
-    named = call(case, case.inputs(torch.float64), "_vjp", grad_output=upstream)
-    close(list(vjp(function, *inputs)[1](upstream)), [x for x in named if x is not None])
-
-
-@pytest.mark.parametrize("case", [CASES[0], CASES[4], CASES[6]], ids=str)
-def test_compiled_is_eager(case: Case) -> None:
-    function, inputs = split(case)
-    leaves = [x.requires_grad_() for x in inputs]
-    out = torch.compile(function, backend="aot_eager", fullgraph=True)(*leaves)
-    want = function(*leaves)
-    close(out, want)
-    upstream = normal(case.shape, torch.float64, 9)
-    close(torch.autograd.grad(out, leaves, upstream), torch.autograd.grad(want, leaves, upstream))
-
-
-def test_compiled_once_for_all_shapes_and_eps() -> None:
-    compiled = torch.compile(norm.layer_norm, backend="aot_eager", fullgraph=True, dynamic=True)
-    for rows, d, eps in ((3, 5, 1e-5), (7, 6, 0.25)):
-        x, weight = normal((rows, d), torch.float64, d), normal((d,), torch.float64, 1)
-        close(compiled(x, weight, eps=eps), norm.layer_norm(x, weight, eps=eps))
+# ---- the other transforms: test_transforms.py
 
 
 def test_inductor_keeps_the_accumulator() -> None:

@@ -1,4 +1,4 @@
-"""torch.compile, torch.func and double backward give what eager mode gives."""
+"""torch.compile, torch.func and double backward give what eager mode gives; norms among the operations."""
 
 from typing import Any
 
@@ -10,17 +10,19 @@ from torch.func import grad, vjp, vmap
 import impl
 from tests.impl.cases import CASES, Case, normal
 from tests.impl.naive import OPERATIONS
+from tests.impl.test_normalization import CASES as NORMS
+from tests.impl.test_normalization import Case as Norm
 
-each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_case = pytest.mark.parametrize("case", [*CASES, *NORMS], ids=str)
 # Compiling takes a second: one case per operation, and attention with everything in it.
-COMPILED = [CASES[1], CASES[4], CASES[6], CASES[8], CASES[9], CASES[14]]
+COMPILED = [CASES[1], CASES[4], CASES[6], CASES[8], CASES[9], CASES[14], NORMS[0], NORMS[4], NORMS[6]]
 
 
 def close(got: Any, want: Any) -> None:
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
-def split(case: Case) -> tuple[Any, list[Tensor]]:
+def split(case: Case | Norm) -> tuple[Any, list[Tensor]]:
     """The operation as a function of its floating inputs alone, and those inputs in float64."""
     inputs = case.inputs(torch.float64)
     operation = getattr(impl, case.operation)
@@ -35,14 +37,14 @@ def split(case: Case) -> tuple[Any, list[Tensor]]:
 
 
 @each_case
-def test_vmap_is_a_loop(case: Case) -> None:
+def test_vmap_is_a_loop(case: Case | Norm) -> None:
     function, inputs = split(case)
     stacked = [torch.stack([x, 2 * x, -x]) for x in inputs]
     close(vmap(function)(*stacked), torch.stack([function(*(x[i] for x in stacked)) for i in range(3)]))
 
 
 @each_case
-def test_vmap_of_grad_is_a_loop_of_backward(case: Case) -> None:
+def test_vmap_of_grad_is_a_loop_of_backward(case: Case | Norm) -> None:
     """Per-example gradients in the first argument, the others shared."""
     function, (first, *others) = split(case)
     examples = torch.stack([first, 2 * first])
@@ -56,7 +58,7 @@ def test_vmap_of_grad_is_a_loop_of_backward(case: Case) -> None:
 
 
 @each_case
-def test_func_vjp_equals_the_named_vjp(case: Case) -> None:
+def test_func_vjp_equals_the_named_vjp(case: Case | Norm) -> None:
     function, inputs = split(case)
     out, pull = vjp(function, *inputs)[:2]
     upstream = normal(tuple(out.shape), torch.float64, 9)
@@ -72,7 +74,8 @@ def test_vmap_over_the_mask() -> None:
 
 
 @pytest.mark.parametrize("case", COMPILED, ids=str)
-def test_compiled_is_eager(case: Case) -> None:
+def test_compiled_is_eager(case: Case | Norm) -> None:
+    torch.compiler.reset()  # all of them are one function to the compiler, which takes eight variants of one
     function, inputs = split(case)
     leaves = [x.requires_grad_() for x in inputs]
     out = torch.compile(function, backend="aot_eager", fullgraph=True)(*leaves)
@@ -91,6 +94,13 @@ def test_compiled_once_for_all_shapes_and_scales() -> None:
             attention(q, k, v, mask, is_causal=True, scale=scale),
             impl.attention(q, k, v, mask, is_causal=True, scale=scale),
         )
+
+
+def test_compiled_once_for_all_shapes_and_eps() -> None:
+    layer_norm = torch.compile(impl.layer_norm, backend="aot_eager", fullgraph=True, dynamic=True)
+    for rows, d, eps in ((3, 5, 1e-5), (7, 6, 0.25)):
+        x, weight = normal((rows, d), torch.float64, d), normal((d,), torch.float64, 1)
+        close(layer_norm(x, weight, eps=eps), impl.layer_norm(x, weight, eps=eps))
 
 
 def test_inductor_keeps_the_accumulator() -> None:

@@ -1,28 +1,11 @@
 """Values of the keys' shape are loaded with the keys' strides."""
 
-import math
-
 import torch
 
-from tests.targets.adversarial.common import accumulator, attention_vjp, live_keys, scale_of
+from tests.targets.adversarial import common
+from tests.targets.adversarial.common import attention_vjp, claims
 
-LLA_TARGET = {
-    "name": "values_with_keys_strides",
-    "dtypes": ["fp32", "bf16"],
-    "ops": {"attention": {"contract": "strict"}},
-}
-
-
-def _kernel(q, k, v, mask=None, *, is_causal=False, scale=None):
-    acc = accumulator(q)
-    live = live_keys(q, k, mask, is_causal)
-    s = (q.to(acc) @ k.to(acc).mT) * scale_of(q, scale)
-    s = s.masked_fill(~live, -math.inf)
-    top = s.amax(-1, keepdim=True)
-    p = torch.exp(s - top.masked_fill(top == -math.inf, 0.0))
-    total = p.sum(-1, keepdim=True)
-    out = (p @ v.to(acc)) / total.masked_fill(total == 0, 1.0)
-    return out.to(q.dtype)
+LLA_TARGET = claims("values_with_keys_strides")
 
 
 def _load(t, stride):
@@ -41,7 +24,7 @@ def attention(q, k, v, mask=None, *, is_causal=False, scale=None):
         k, v = _load(k, stride_kv), _load(v, stride_kv)
     else:
         k, v = k.contiguous(), v.contiguous()
-    return _kernel(q, k, v, mask, is_causal=is_causal, scale=scale)
+    return common.attention(q, k, v, mask, is_causal=is_causal, scale=scale)
 
 
 __all__ = ["LLA_TARGET", "attention", "attention_vjp"]

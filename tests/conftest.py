@@ -1,0 +1,23 @@
+"""Two processes share the cores: what is no row of a topic runs on one thread, which small tensors are faster on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lla_spec.testing.threads import one_blas_thread
+
+TOPICS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request):
+    """A topic's rows settle their threads case by case: how torch splits a large sum among its threads is tested."""
+    if request.path.parent == TOPICS:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with one_blas_thread():
+        yield
+    torch.set_num_threads(before)
