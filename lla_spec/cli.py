@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 app = typer.Typer(
     name="lla-spec",
@@ -49,7 +48,14 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
@@ -82,20 +88,27 @@ def verify(
     seed: Annotated[int, typer.Option(help="seed of the random cases")] = 0,
     as_: Annotated[str | None, typer.Option("--as", help="the operation that file.py:function stands for")] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="processes; 0: one per core, up to 4")] = 0,
-    json_: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
+    limit: Annotated[float, typer.Option(min=0.1, help="seconds that one call of the target may take")] = 20.0,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="only workers load the target: it may crash, hang in C or eat memory")
+    ] = False,
+    json_: Annotated[Path | None, typer.Option("--json", help="write the rows here, while they come")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="go on with the run that wrote this JSON; what failed is run again")
+    ] = None,
 ) -> None:
     """Check a target against every law, in every dtype that it supports."""
     from lla_spec.testing.workers import Job, server
 
-    if jobs != 1:
+    if jobs != 1 or isolate:
         server()
-    from lla_spec.testing.runner import Options, Session
-    from lla_spec.testing.targets import load
+    from lla_spec.testing.runner import Options
+    from lla_spec.testing.running import Here, Isolated
+    from lla_spec.testing.verifying import Reports, Verification
 
     with _one_line_errors():
         if contract is not None:
             _check_contract(contract)
-        found = load(target, as_)
         options = Options(
             tuple(op or ()),
             tuple(law or ()),
@@ -105,9 +118,13 @@ def verify(
             examples,
             seed,
             _sizes(at),
+            limit,
         )
         shown = target if as_ is None else f"{target} --as {as_}"
-        raise typer.Exit(_verify(Session(found, options), Job(target, as_, options), jobs, shown, json_))
+        job = Job(target, as_, options)
+        run = Isolated(job, jobs) if isolate else Here(job, jobs)
+        reports = Reports(json_, resume)
+        raise typer.Exit(Verification(run, options, shown, reports, out, err, _progress()).run())
 
 
 def _check_contract(name: str) -> None:
@@ -115,64 +132,6 @@ def _check_contract(name: str) -> None:
 
     if name not in NAMED:
         _stop(f"--contract {name}: there are {', '.join(NAMED)}")
-
-
-def _verify(session: Any, job: Any, jobs: int, target: str, json_: Path | None) -> int:
-    from lla_spec.testing.diagnose import texts
-    from lla_spec.testing.table import accuracy_table, counts, devices_line, write_json
-    from lla_spec.testing.verdicts import Result, exit_status
-    from lla_spec.testing.workers import results_of
-
-    results: list[Result] = []
-    title = f"{session.target.name} {session.target.version}".strip()
-    interrupted = False
-    rows: list[Any] = []
-
-    def interrupt(*_: Any) -> None:
-        session.interrupted = True
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        rows += session.rows()
-        if not rows:
-            _stop(f"target {session.target.name}: nothing to check with these options")
-        with _progress() as bar:
-            task = bar.add_task(title, total=len(rows))
-            for result in results_of(session, job, rows, jobs):
-                results.append(result)
-                bar.update(task, advance=1, description=f"{result.row.op} {result.row.law} {result.row.dtype}")
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        signal.signal(signal.SIGINT, before)
-    results.sort(key=lambda result: rows.index(result.row))
-    out.print(accuracy_table(results, f"target {title}   {devices_line()}"))
-    if json_ is not None:  # now, and again with the causes: finding these may be interrupted too
-        write_json(json_, title, results)
-    if not interrupted:
-        for text in texts(session, results, target):
-            out.print(f"\n{text}", markup=False, highlight=False)
-    for line in _reported(results):
-        out.print(line, markup=False, highlight=False)
-    out.print(counts(results), highlight=False)
-    if json_ is not None:
-        write_json(json_, title, results)
-    if interrupted:
-        err.print(f"interrupted after {len(results)} of {len(rows)} rows")
-        return 130
-    status = exit_status(results)
-    if status == 2:
-        err.print(f"lla-spec: target {session.target.name}: implements none of the operations asked for")
-    return status
-
-
-def _reported(results: list[Any]) -> list[str]:
-    seen: dict[str, list[str]] = {}
-    for result in results:
-        for note in result.notes:
-            seen.setdefault(f"{result.row.op}: {note}", []).append(f"{result.row.law} {result.row.dtype}")
-    return [f"reported, not judged: {note} ({', '.join(rows)})" for note, rows in seen.items()]
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,39 @@ from torch import Tensor
 from lla_spec.calculus import gradient_parameters
 from lla_spec.interface import IGNORE_INDEX, keyword_names
 from lla_spec.language import Formula
+from lla_spec.testing.guarding import Interrupts, Meddled, one_process, quiet, settings_kept
 from lla_spec.testing.inputs import Arguments
 
-TIME_LIMIT_S = 20.0
+TIME_LIMIT_S = 20.0  # for one call
+
+
+class Clock:
+    """When the call that code under test is in must be over, by the monotonic clock; 0 outside of calls.
+
+    Another process may share it, to end this one where the alarm cannot: in code that holds the interpreter.
+    """
+
+    def __init__(self) -> None:
+        self.limit = TIME_LIMIT_S
+        self._shared: Any = None
+
+    def share(self, shared: Any) -> None:
+        """Show it to the process that owns `shared`, a ctypes double in shared memory."""
+        self._shared = shared
+
+    @contextlib.contextmanager
+    def running(self, seconds: float) -> Iterator[None]:
+        """What happens inside must be over within `seconds`."""
+        if self._shared is not None:
+            self._shared.value = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            if self._shared is not None:
+                self._shared.value = 0.0
+
+
+CLOCK = Clock()  # one per process, as the alarm is
 
 
 class Misbehaved(Exception):
@@ -58,7 +89,8 @@ def time_limit(seconds: float) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
+        with CLOCK.running(seconds):
+            yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -82,22 +114,30 @@ def call(function: Callable[..., Any], arguments: Arguments, name: str, by_keywo
     """`function` of these, its inputs verified unchanged. Raises Misbehaved where it raises, hangs or writes."""
     before = {key: _snapshot(value) for key, value in arguments.items() if isinstance(value, Tensor)}
     positional, keywords = split_arguments(arguments, by_keyword)
-    try:
-        with time_limit(TIME_LIMIT_S):
-            result = function(*positional, **keywords)
-    except KeyboardInterrupt:
-        raise
-    except Overtime:
-        raise Misbehaved("hangs", f"{name}: no answer within {TIME_LIMIT_S:g} s") from None
-    except BaseException as error:
-        first = str(error).splitlines()[0] if str(error) else ""
-        raise Misbehaved("raises", f"{name}: raises {type(error).__name__}{': ' + first if first else ''}") from error
+    result = _answer(lambda: function(*positional, **keywords), name)
     for key, (storage, version_shape) in before.items():
         value = arguments[key]
         assert isinstance(value, Tensor)
         if tuple(value.shape) != version_shape or not _same_bytes(storage, _bytes(value)):
             raise Misbehaved("writes", f"{name}: changes its input {key} in place")
     return result
+
+
+def _answer(run: Callable[[], Any], name: str) -> Any:
+    """What code under test gives; Misbehaved where it raises, hangs, or changes what is not its own."""
+    interrupts = Interrupts()
+    try:
+        with settings_kept(), interrupts.heard(), one_process(), quiet(), time_limit(CLOCK.limit):
+            return run()
+    except Overtime:
+        raise Misbehaved("hangs", f"{name}: no answer within {CLOCK.limit:g} s") from None
+    except Meddled as change:
+        raise Misbehaved("meddles", f"{name}: {change}; set it back, or pass it along the call") from None
+    except BaseException as error:
+        if interrupts.pressed:
+            raise KeyboardInterrupt from None
+        first = str(error).splitlines()[0] if str(error) else ""
+        raise Misbehaved("raises", f"{name}: raises {type(error).__name__}{': ' + first if first else ''}") from error
 
 
 def _bytes(value: Tensor) -> Tensor:
@@ -161,17 +201,8 @@ def autograd_vjp(
     if output.grad_fn is None:
         return None
     seed: Any = arguments["grad_output"]
-    try:
-        with time_limit(TIME_LIMIT_S):
-            leaves: list[Any] = [inputs[key] for key in floating]
-            found = torch.autograd.grad(output, leaves, seed, allow_unused=True)
-    except KeyboardInterrupt:
-        raise
-    except Overtime:
-        raise Misbehaved("hangs", f"{name}, backward: no answer within {TIME_LIMIT_S:g} s") from None
-    except BaseException as error:
-        first = str(error).splitlines()[0] if str(error) else ""
-        raise Misbehaved("raises", f"{name}, backward: raises {type(error).__name__}: {first}") from error
+    leaves: list[Any] = [inputs[key] for key in floating]
+    found = _answer(lambda: torch.autograd.grad(output, leaves, seed, allow_unused=True), f"{name}, backward")
     by_name = dict(zip(floating, found, strict=True))
     wanted = [formula.parameters[name].role for name in gradient_parameters(formula)]
     return tuple(by_name.get(role.argument) for role in wanted if role is not None)

@@ -23,6 +23,7 @@ from lla_spec.language import Formula
 from lla_spec.testing.calling import Expected, Misbehaved, autograd_vjp, call, checked, checked_gradients
 from lla_spec.testing.cases import Case
 from lla_spec.testing.families import FAMILIES
+from lla_spec.testing.heat import Heat, heat_of
 from lla_spec.testing.inputs import Arguments, arguments_of, build, hidden_columns, lead, mask_of, shape_of
 from lla_spec.testing.targets import Target
 
@@ -40,6 +41,7 @@ class Worst:
     exact: float
     bound: float
     ratio: float
+    heat: Heat | None = field(default=None, repr=False, compare=False)  # where it is above its bound
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,7 @@ def worst_entry(outputs: Outputs, truth: Truth, contract: Contract) -> Worst | N
                 float(bounded.value[where]),
                 float(bounded.error[where]),
                 float(ratio[where]),
+                heat_of(ratio, index) if not (ratio[where] <= 1) else None,
             )
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,23 +14,24 @@ from hypothesis import HealthCheck, Phase, given, settings
 from lla_spec.certified import Certified
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.language import Formula, Law, registry
-from lla_spec.testing.calling import Misbehaved
+from lla_spec.testing.calling import CLOCK, TIME_LIMIT_S, Misbehaved
 from lla_spec.testing.cases import DTYPES, Case
 from lla_spec.testing.certified import answer_certified, judge_certified
 from lla_spec.testing.certified_cases import build_certified, certified_cases, certified_covering
 from lla_spec.testing.covering import covering, law_covering
+from lla_spec.testing.guarding import Surroundings
 from lla_spec.testing.inputs import build
 from lla_spec.testing.judge import Judgement, answer, judge
 from lla_spec.testing.laws import judge_law
 from lla_spec.testing.strategies import cases, law_cases
 from lla_spec.testing.targets import Target, TargetError, operation_formula
 from lla_spec.testing.threads import one_blas_thread, threads_for
-from lla_spec.testing.verdicts import Result, Row, verdict
+from lla_spec.testing.verdicts import Result, Row, chained, verdict, worst_as_json
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to run: empty tuples mean everything. `at` overrides sizes of the random cases."""
+    """What to run: empty tuples mean everything. `at` overrides sizes of the random cases; `limit`: seconds per call."""
 
     ops: tuple[str, ...] = ()
     laws: tuple[str, ...] = ()
@@ -40,6 +41,7 @@ class Options:
     examples: int = 20
     seed: int = 0
     at: Mapping[str, int] = field(default_factory=dict)
+    limit: float = TIME_LIMIT_S
 
 
 class Session:
@@ -48,6 +50,8 @@ class Session:
     def __init__(self, target: Target, options: Options = Options()) -> None:
         self.target, self.options = target, options
         self.interrupted = False  # set by a signal's handler: an exception alone may be swallowed by code under test
+        self.announce: Callable[[Case], None] = lambda case: None  # hears each case before the target meets it
+        self._surroundings = Surroundings()
         self._probed: dict[tuple[str, str, str, str], str] = {}
         for operation in options.ops:
             operation_formula(operation)
@@ -106,6 +110,7 @@ class Session:
             formula = operation_formula(operation)
             listed = _listed(formula, law, dtype, device)
             case = self.target.support(operation).nearest(listed[0][1])
+            self.announce(case)
             try:
                 if isinstance(formula, Certified):
                     answer_certified(self.target, formula, case, build_certified(formula, case).arguments)
@@ -116,10 +121,14 @@ class Session:
                 self._probed[key] = str(error) if error.kind == "raises" else ""
         return self._probed[key]
 
+    def skip_probes(self, probes: Iterable[tuple[str, str, str, str]]) -> None:
+        """Take these (operation, dtype, device, law) for answered: the rows themselves show what happens."""
+        self._probed.update(dict.fromkeys(probes, ""))
+
     # ---- one row
 
-    def run(self, row: Row, announce: Callable[[Case], None] = lambda case: None) -> Result:
-        """Every case of the row, until one fails; `announce` hears each beforehand. Raises only KeyboardInterrupt."""
+    def run(self, row: Row) -> Result:
+        """Every case of the row, until one fails. Raises only KeyboardInterrupt."""
         begin = time.monotonic()
         if not self.target.implements(row.op):
             return Result(row, "unimplemented", message=f"the target has no {row.op}")
@@ -132,13 +141,13 @@ class Session:
         for name, case in self.cases(row):
             if self.interrupted:
                 raise KeyboardInterrupt
-            announce(case)
             found = judging(case)
             self.count(result, name, found)
             unimplemented |= found.unimplemented
             if found.failed:
                 self.fail(result, found)
                 break
+        self._surroundings.rewind()
         result.verdict = verdict(
             failed=bool(result.kind), known=False, unimplemented=unimplemented, examples=result.examples,
             evidence=result.evidence, hazards=result.hazards, no_power=result.no_power,
@@ -165,17 +174,25 @@ class Session:
         law = None if row.law in ("definition", "vjp") else law_of(row)
 
         def judging(case: Case) -> Judgement:
+            self.announce(case)
+            CLOCK.limit = self.options.limit
             with one_blas_thread(), threads_for(case):
-                if isinstance(formula, Certified) and law is None:
-                    return judge_certified(self.target, formula, case, contract)
-                if law is None:
-                    return judge(self.target, formula, case, contract)
-                return judge_law(self.target, law, case, self._contract_of(row))
+                found = self._judged(formula, law, case, contract)
+            if meddling := self._surroundings.mend():
+                return Judgement(case, kind="meddles", message=f"{row.op}: {meddling}; call it, do not change it")
+            return found
 
         return judging
 
-    def _contract_of(self, row: Row) -> Callable[[str], Contract]:
-        return lambda operation: self.target.contract(operation, row.dtype, self.options.contract)
+    def _judged(self, formula: Formula, law: Law | None, case: Case, contract: Contract) -> Judgement:
+        if law is not None:
+            return judge_law(self.target, law, case, self._contract_in(case.dtype))
+        if isinstance(formula, Certified):
+            return judge_certified(self.target, formula, case, contract)
+        return judge(self.target, formula, case, contract)
+
+    def _contract_in(self, dtype: str) -> Callable[[str], Contract]:
+        return lambda operation: self.target.contract(operation, dtype, self.options.contract)
 
     def cases(self, row: Row) -> Iterator[tuple[str, Case]]:
         """(class, case): the covering list inside the target's support, then `examples` random cases ("random")."""
@@ -200,6 +217,7 @@ class Session:
 
     def count(self, result: Result, name: str, found: Judgement) -> None:
         result.examples += 1
+        result.cases = chained(result.cases, str(found.case))
         result.evidence += found.evidence
         result.hazards += found.hazard
         result.no_power += not found.evidence and not found.hazard
@@ -209,12 +227,16 @@ class Session:
             result.notes.append(found.reported)
         if found.tight_ratio is not None:
             result.tight_ratio = max(result.tight_ratio or 0.0, found.tight_ratio)
+        if found.worst is not None:
+            result.ratios.append(found.ratio)
         if not (found.ratio <= result.worst_ratio):
             result.worst_ratio, result.case = found.ratio, str(found.case)
 
     def fail(self, result: Result, found: Judgement) -> None:
         result.kind, result.message, result.case, result.failing = found.kind, found.message, str(found.case), found
-        result.worst_ratio = max(result.worst_ratio, found.ratio) if found.worst else result.worst_ratio
+        if found.worst is not None:
+            result.worst_ratio = max(result.worst_ratio, found.ratio)
+            result.worst = worst_as_json(found.worst, str(found.case))
 
 
 def _listed(formula: Formula, law: str, dtype: str, device: str) -> list[tuple[str, Case]]:

@@ -1,13 +1,14 @@
-"""The accuracy table: one line per operation and law, one column per dtype, and the JSON of the same rows."""
+"""The accuracy table: one line per operation and law, one column per dtype; and what its figures depend on."""
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Group
 from rich.table import Table
@@ -81,12 +82,15 @@ def counts(results: Sequence[Result]) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What the figures depend on."""
+    """What the figures depend on. A command adds `command`, `spec` and `options` (docs/report.md)."""
     cuda = torch.cuda.is_available()
     return {
+        "lla_spec": metadata.version("lla-spec"),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "numpy": np.__version__,
         "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name(0) if cuda else None,
         "tf32": torch.backends.cuda.matmul.allow_tf32,
@@ -95,13 +99,19 @@ def environment() -> dict[str, Any]:
 
 
 def devices_line() -> str:
-    """What a reader must know of the devices: a GPU that is absent was not checked."""
-    if torch.cuda.is_available():
-        return f"devices cpu, cuda:0 {torch.cuda.get_device_name(0)}"
+    """What a reader must know of the devices here."""
+    return devices_in(environment())
+
+
+def devices_in(environment: Mapping[str, Any]) -> str:
+    """What a reader must know of a run's devices: a GPU that is absent was not checked."""
+    if environment.get("cuda"):
+        return f"devices cpu, cuda:0 {environment['cuda']}"
     return "devices cpu; cuda not available: nothing on a GPU was checked"
 
 
 def write_json(path: str | Path, target: str, results: Sequence[Result]) -> None:
-    """The report: {"schema": 1, "target", "environment", "results": [...]}."""
-    report = {"schema": 1, "target": target, "environment": environment(), "results": [r.as_json() for r in results]}
-    Path(path).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """The report of some results, with the environment as it is now."""
+    from lla_spec.testing import report  # which prints this table's counts
+
+    report.write(path, report.document(target, results, environment()))

@@ -10,8 +10,12 @@ pass
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lla_spec.testing.judge import Worst
 
 VERDICTS = ("fail", "unimplemented", "known", "hazard", "no_evidence", "pass")
 FAILING = ("fail", "no_evidence")
@@ -33,7 +37,12 @@ class Row:
 
 @dataclass
 class Result:
-    """What a row showed; `classes` are the input classes of its covering list that were run."""
+    """What a row showed; `classes` are the input classes of its covering list that were run.
+
+    `ratios`: the worst error / bound of each judged case in their order, `cases` a digest of these cases: two rows with
+    the same digest ran the same ones. `text`: what is told of a failure, for a person. `worst`: the worst entry of the
+    failing case as it was found (`case` is the one it was shrunk to), as JSON.
+    """
 
     row: Row
     verdict: str
@@ -50,6 +59,10 @@ class Result:
     message: str = ""
     cause: str = ""
     kind: str = ""
+    text: str = ""
+    worst: dict[str, Any] | None = None
+    ratios: list[float] = field(default_factory=list)
+    cases: str = ""
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     failing: Any = field(default=None, repr=False)  # the Judgement of the failing case
@@ -61,13 +74,43 @@ class Result:
             "verdict": self.verdict, "examples": self.examples, "evidence": self.evidence, "hazards": self.hazards,
             "no_power": self.no_power, "classes": self.classes, "contract": self.contract, "meets": self.meets,
             "worst_ratio": number(self.worst_ratio), "tight_ratio": number(self.tight_ratio), "case": self.case,
-            "cause": self.cause, "message": self.message, "notes": self.notes,
+            "kind": self.kind, "cause": self.cause, "message": self.message, "text": self.text, "worst": self.worst,
+            "cases": self.cases, "ratios": [short(ratio) for ratio in self.ratios], "notes": self.notes,
         }  # fmt: skip
 
 
 def number(value: float | None) -> float | str | None:
     """JSON has no infinity: a ratio that is not finite is written as a string."""
     return value if value is None or abs(value) < float("inf") else str(value)
+
+
+def short(value: float) -> float | str:
+    """Three digits, for a distribution or a picture: more would only make the report long.
+
+    >>> [short(0.123456), short(float("inf"))]
+    [0.123, 'inf']
+    """
+    found = number(float(f"{value:.3g}"))
+    assert found is not None
+    return found
+
+
+def worst_as_json(worst: Worst, case: str) -> dict[str, Any]:
+    """The worst entry of a failing case: where it is, its numbers, and error / bound over the matrix that holds it."""
+    heat = worst.heat
+    return {
+        "case": case, "output": worst.output, "index": list(worst.index), "computed": number(worst.computed),
+        "exact": number(worst.exact), "bound": number(worst.bound), "ratio": number(worst.ratio),
+        "heat": heat and {
+            "at": list(heat.at), "shape": list(heat.shape),
+            "values": [[short(value) for value in row] for row in heat.values],
+        },
+    }  # fmt: skip
+
+
+def chained(digest: str, case: str) -> str:
+    """The digest of some cases and one more."""
+    return hashlib.sha256(f"{digest} {case}".encode()).hexdigest()[:16]
 
 
 def verdict(
@@ -104,7 +147,7 @@ def result_of(row: dict[str, Any]) -> Result:
     rest = {key: value for key, value in row.items() if key not in own}
     for key in ("worst_ratio", "tight_ratio"):
         rest[key] = None if rest[key] is None else float(rest[key])
-    return Result(Row(**own), **rest)
+    return Result(Row(**own), **{**rest, "ratios": [float(ratio) for ratio in rest["ratios"]]})
 
 
 def merged(first: Result, second: Result) -> Result:
@@ -118,5 +161,7 @@ def merged(first: Result, second: Result) -> Result:
         hazards=first.hazards + second.hazards,
         no_power=first.no_power + second.no_power,
         classes=list(dict.fromkeys([*first.classes, *second.classes])),
+        ratios=[*first.ratios, *second.ratios],
+        cases=chained(first.cases, second.cases),
         worst_ratio=max(worse.worst_ratio, other.worst_ratio),
     )

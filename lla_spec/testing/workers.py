@@ -1,7 +1,8 @@
-"""Rows on several processes. A worker loads the target itself, is handed the rows of one law, and sends each result.
+"""Processes that run code under test. Each loads the target itself, is asked for something, and sends what it finds.
 
-The processes are forked from a clean server that has imported everything and computed nothing, so one of them starts in
-milliseconds, inherits no thread, and a dead one is replaced: the row that it was at says how it died and in which case.
+They are forked from a clean server that has imported everything and computed nothing, so one of them starts in
+milliseconds and inherits no thread. One that dies, or is in a call for longer than it may be, is replaced: what it was
+asked says how it ended, and in which case.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import pickle
+import resource
 import signal
 import sys
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,9 +24,13 @@ from functools import cache
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from lla_spec.testing.targets import TargetError
 from lla_spec.testing.verdicts import Result, Row
 
 WORTH_IT = 24  # rows: fewer are done before a second process has imported torch
+LOADING_S = 120.0  # for importing a target
+GRACE_S = 5.0  # beyond a call's limit: the alarm inside the process comes first, where it can
+TICK_S = 0.5
 
 
 @cache
@@ -36,6 +43,7 @@ def server() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lla_spec.testing.runner"])
     ours = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+    ours["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")  # threads of two workers share the cores
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:
@@ -48,58 +56,75 @@ def server() -> Any:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to make the session again: the target's spec and alias, and runner.Options."""
+    """What a worker needs to make the session again: the target's spec and alias, and runner.Options.
+
+    `memory`: bytes of data that it may hold (None: no limit). `untried`: probes (operation, dtype, device, law) that
+    ended a process; they are taken for answered, so that the row itself shows what happens.
+    """
 
     spec: str
     alias: str | None
     options: Any
+    memory: int | None = None
+    untried: tuple[tuple[str, str, str, str], ...] = ()
+
+
+class Died(Exception):
+    """A worker ended while it was asked for something: `case` is the one that it was at, the message says how."""
+
+    def __init__(self, case: Any, how: str, kind: str) -> None:
+        super().__init__(how)
+        self.case, self.kind = case, kind
 
 
 class Worker:
-    """One process and the rows that it has not answered yet."""
+    """One process."""
 
     def __init__(self, job: Job) -> None:
-        self.job = job
-        self.pending: deque[Row] = deque()
         self.case: Any = None  # the one it is at
-        self._start()
-
-    def _start(self) -> None:
+        self._deadline = server().RawValue("d", 0.0)
         self.connection, theirs = multiprocessing.Pipe()
-        self.process = server().Process(target=_serve, args=(self.job, theirs), daemon=True)
+        self.process = server().Process(target=_serve, args=(job, theirs, self._deadline), daemon=True)
         self.process.start()
         theirs.close()
 
-    def give(self, rows: Sequence[Row]) -> None:
-        self.pending.extend(rows)
-        self.connection.send_bytes(pickle.dumps(list(rows)))
+    def give(self, kind: str, content: Any) -> None:
+        self.connection.send_bytes(pickle.dumps((kind, content)))
 
-    def receive(self) -> Result | None:
-        """The next message: a result, or None where it only said which case comes next."""
+    def receive(self) -> Any:
+        """The next answer; None where there is none yet. Raises Died, and TargetError for a target of no use."""
         try:
+            if not self.connection.poll():
+                self._end_overtime()
+                return None
             kind, content = pickle.loads(self.connection.recv_bytes())
         except (EOFError, ConnectionResetError):
-            return self._died()
+            self.process.join()
+            status = self.process.exitcode or 0
+            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+            raise Died(self.case, f"the process {how}", "crashes") from None
         if kind == "case":
             self.case = content
             return None
+        if kind == "unusable":
+            raise TargetError(content)
         if kind == "broken":
-            raise RuntimeError(f"lla-spec itself failed on {self.pending[0].id}, case {self.case}:\n{content}")
-        self.pending.popleft()
+            raise RuntimeError(f"lla-spec itself failed, case {self.case}:\n{content}")
         return content
 
-    def _died(self) -> Result:
-        """The row that it was at, failed; the rest goes to a new process."""
-        self.process.join()
-        row, rest = self.pending.popleft(), list(self.pending)
-        self.pending.clear()
-        result = crashed(row, self.case, self.process.exitcode or 0)
-        self.connection.close()
-        self.case = None
-        self._start()
-        if rest:
-            self.give(rest)
-        return result
+    def _end_overtime(self) -> None:
+        """Kill it where a call takes longer than it may: it is in code that no alarm interrupts."""
+        deadline = self._deadline.value
+        if deadline and time.monotonic() > deadline + GRACE_S:
+            self.kill()
+            raise Died(self.case, "no answer within the time limit, in code that only ends with its process", "hangs")
+
+    def ask(self, kind: str, content: Any = None) -> Any:
+        """One answer, waited for."""
+        self.give(kind, content)
+        while (answer := self.receive()) is None:
+            wait([self.connection], TICK_S)
+        return answer
 
     def kill(self) -> None:
         self.process.kill()
@@ -107,68 +132,108 @@ class Worker:
         self.connection.close()
 
 
-def crashed(row: Row, case: Any, status: int) -> Result:
-    """The result of a row whose process ended with `status` (negative: by that signal)."""
+def crashed(row: Row, case: Any, how: str, kind: str = "crashes") -> Result:
+    """The result of a row whose process ended, `how` in words."""
     from lla_spec.testing.judge import Judgement
 
-    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-    message = f"{row.op}: the process {how}"
-    result = Result(row, "fail", kind="crashes", message=message, case=str(case or ""))
+    message = f"{row.op}: {how}"
+    result = Result(row, "fail", kind=kind, message=message, case=str(case or ""))
     if case is not None:
-        result.failing = Judgement(case, kind="crashes", message=message)
+        result.failing = Judgement(case, kind=kind, message=message)
     return result
-
-
-def results_of(session: Any, job: Job, rows: Sequence[Row], jobs: int = 0) -> Iterator[Result]:
-    """Every row's result: in this process with `jobs` = 1, or by itself (0) where there is little to do or a GPU."""
-    if jobs == 0:
-        implemented = [row for row in rows if session.target.implements(row.op)]
-        alone = len(implemented) < WORTH_IT or any(row.device != "cpu" for row in rows)
-        jobs = 1 if alone else min(os.cpu_count() or 1, 4)
-    yield from (session.run(row) for row in rows) if jobs == 1 else run_on(job, rows, jobs)
 
 
 def run_on(job: Job, rows: Sequence[Row], jobs: int) -> Iterator[Result]:
     """Every row's result, in the order in which they end; the workers are gone when the iterator is closed."""
     batches = deque(list(group) for _, group in itertools.groupby(rows, key=lambda row: (row.op, row.law)))
-    workers = [Worker(job) for _ in range(min(jobs, len(batches)))]
+    lanes = [_Lane(job, batches) for _ in range(min(jobs, len(batches)))]
     try:
-        for worker in workers:
-            worker.give(batches.popleft())
-        while any(worker.pending for worker in workers):
-            by_connection = {worker.connection: worker for worker in workers if worker.pending}
-            for ready in wait(list(by_connection)):
-                worker = by_connection[ready]  # pyright: ignore[reportArgumentType]
-                result = worker.receive()
-                if result is not None:
+        while any(lane.pending for lane in lanes):
+            wait([lane.worker.connection for lane in lanes if lane.pending], TICK_S)
+            for lane in lanes:
+                if lane.pending and (result := lane.next_result()) is not None:
                     yield result
-                if not worker.pending and batches:
-                    worker.give(batches.popleft())
     finally:
-        for worker in workers:
-            worker.kill()
+        for lane in lanes:
+            lane.worker.kill()
 
 
-def _serve(job: Job, connection: Connection) -> None:
-    """A worker's life: rows in, results out, until the other end closes."""
-    from lla_spec.testing.runner import Session
-    from lla_spec.testing.targets import load
+class _Lane:
+    """One worker after another, and the rows that the present one has not answered yet."""
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that prints the table
-    session = Session(load(job.spec, job.alias), job.options)
+    def __init__(self, job: Job, batches: deque[list[Row]]) -> None:
+        self.job, self.batches = job, batches
+        self.worker, self.pending = Worker(job), deque[Row]()
+        self._refill()
+
+    def _refill(self) -> None:
+        if not self.pending and self.batches:
+            self.pending.extend(self.batches.popleft())
+            self.worker.give("rows", list(self.pending))
+
+    def next_result(self) -> Result | None:
+        try:
+            result = self.worker.receive()
+            if result is None:
+                return None
+            self.pending.popleft()
+        except Died as end:
+            result = crashed(self.pending.popleft(), end.case, str(end), end.kind)
+            self.worker.kill()
+            self.worker = Worker(self.job)
+            if self.pending:
+                self.worker.give("rows", list(self.pending))
+        self._refill()
+        return result
+
+
+def _serve(job: Job, connection: Connection, deadline: Any) -> None:
+    """A worker's life: requests in, answers out, until the other end closes."""
 
     def send(kind: str, content: Any) -> None:
         connection.send_bytes(pickle.dumps((kind, content)))
 
-    while True:
-        try:
-            rows = pickle.loads(connection.recv_bytes())
-        except EOFError:
-            return
-        for row in rows:
-            try:
-                result = session.run(row, announce=lambda case: send("case", case))
-            except Exception:  # the target's own exceptions are results; this one is a defect of ours
-                send("broken", traceback.format_exc())
-                return
-            send("result", result)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that prints the table
+    try:
+        session = _session(job, deadline)
+        session.announce = lambda case: send("case", case)
+        while True:
+            kind, content = pickle.loads(connection.recv_bytes())
+            for answer in _answers(session, kind, content):
+                send("answer", answer)
+    except EOFError:
+        return
+    except TargetError as error:
+        send("unusable", str(error))
+    except Exception:  # the target's own exceptions are results; this one is a defect of ours
+        send("broken", traceback.format_exc())
+
+
+def _session(job: Job, deadline: Any) -> Any:
+    from lla_spec.testing.calling import CLOCK
+    from lla_spec.testing.runner import Session
+    from lla_spec.testing.targets import load
+
+    CLOCK.share(deadline)
+    if job.memory is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (job.memory, job.memory))
+    with CLOCK.running(LOADING_S):
+        target = load(job.spec, job.alias)
+    session = Session(target, job.options)
+    session.skip_probes(job.untried)
+    return session
+
+
+def _answers(session: Any, kind: str, content: Any) -> Iterator[Any]:
+    """What is asked for: "about" the target; results of "rows", one by one; "texts" of failing results."""
+    if kind == "rows":
+        yield from map(session.run, content)
+    elif kind == "about":
+        yield session.target.name, session.target.version, list(session.rows())
+    elif kind == "texts":
+        from lla_spec.testing.diagnose import texts
+
+        results, shown = content
+        yield texts(session, results, shown), results
+    else:
+        raise ValueError(f"{kind} is nothing that a worker can be asked for")

@@ -50,10 +50,9 @@ def test_a_fake_kernel_never_passes(name):
 
 
 @pytest.mark.parametrize("name", fakes.MISBEHAVING)
-def test_misbehaviour_is_a_named_failure_of_its_row_and_the_run_goes_on(name, monkeypatch):
-    monkeypatch.setattr("lla_spec.testing.calling.TIME_LIMIT_S", 1.0)
+def test_misbehaviour_is_a_named_failure_of_its_row_and_the_run_goes_on(name):
     functions = {"attention": fakes.MISBEHAVING[name], "LLA_TARGET": {"dtypes": ["fp32", "bf16"]}}
-    session = Session(load(functions), Options(laws=("definition",), examples=2))
+    session = Session(load(functions), Options(laws=("definition",), examples=2, limit=1.0))
     results = [session.run(row) for row in session.rows()]
     mine = [r for r in results if r.row.op == "attention"]
     assert [r.verdict for r in mine] == ["fail", "fail"] and all(r.message.startswith("attention: ") for r in mine)

@@ -1,0 +1,134 @@
+"""Two ways to run a target: loaded by this process, or met only by workers (`--isolate`), whatever it does to them.
+
+Both say what the target is and which rows it has, give the results one by one, and put failures into words.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Protocol
+
+from lla_spec.testing.targets import TargetError, load
+from lla_spec.testing.verdicts import Result, Row
+from lla_spec.testing.workers import WORTH_IT, Died, Job, Worker, crashed, run_on
+
+MOST_JOBS = 4
+MEMORY = 8 << 30  # bytes of data that an isolated worker may hold, where the machine has twice as much
+
+
+class Run(Protocol):
+    """What `lla-spec verify` asks for."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    def rows(self) -> list[Row]: ...
+    def results(self, rows: Sequence[Row]) -> Iterator[Result]: ...
+    def texts(self, results: Sequence[Result], shown: str) -> list[str]: ...
+    def interrupt(self) -> None: ...
+
+
+class Here:
+    """A session of this process; its rows on `jobs` processes (0: as many as are worth it)."""
+
+    def __init__(self, job: Job, jobs: int = 0) -> None:
+        from lla_spec.testing.runner import Session
+
+        self.session = Session(load(job.spec, job.alias), job.options)
+        self.job, self.jobs = job, jobs
+        self.name, self.version = self.session.target.name, self.session.target.version
+
+    def rows(self) -> list[Row]:
+        return list(self.session.rows())
+
+    def results(self, rows: Sequence[Row]) -> Iterator[Result]:
+        jobs = self.jobs
+        if jobs == 0:
+            implemented = [row for row in rows if self.session.target.implements(row.op)]
+            alone = len(implemented) < WORTH_IT or any(row.device != "cpu" for row in rows)
+            jobs = 1 if alone else min(os.cpu_count() or 1, MOST_JOBS)
+        yield from map(self.session.run, rows) if jobs == 1 else run_on(self.job, rows, jobs)
+
+    def texts(self, results: Sequence[Result], shown: str) -> list[str]:
+        from lla_spec.testing.diagnose import texts
+
+        return texts(self.session, results, shown)
+
+    def interrupt(self) -> None:
+        """Stop before the next case: code under test may swallow the exception that Ctrl-C raises."""
+        self.session.interrupted = True
+
+
+class Isolated:
+    """A target that this process never loads. It may end its process, hold the interpreter or eat memory."""
+
+    def __init__(self, job: Job, jobs: int = 0) -> None:
+        self.job = replace(job, memory=memory_limit())
+        self.jobs = jobs or min(os.cpu_count() or 1, MOST_JOBS)
+
+    @cached_property
+    def _about(self) -> tuple[str, str, list[Row]]:
+        """Name, version, rows. A probe that ends its process is left out the next time: its rows will show it."""
+        while True:
+            worker = Worker(self.job)
+            try:
+                return worker.ask("about")
+            except Died as end:
+                if end.case is None:
+                    raise TargetError(f"target {self.job.spec}: while it is imported, {end}") from None
+                probe = (end.case.op, end.case.dtype, end.case.device, end.case.law)
+                self.job = replace(self.job, untried=(*self.job.untried, probe))
+            finally:
+                worker.kill()
+
+    @property
+    def name(self) -> str:
+        return self._about[0]
+
+    @property
+    def version(self) -> str:
+        return self._about[1]
+
+    def rows(self) -> list[Row]:
+        return self._about[2]
+
+    def results(self, rows: Sequence[Row]) -> Iterator[Result]:
+        yield from run_on(self.job, rows, self.jobs)
+
+    def texts(self, results: Sequence[Result], shown: str) -> list[str]:
+        """In a worker as well, for a cause is found by calling the target again. Where that ends the process, the
+        operation's failures are told as they were found."""
+        results, left = list(results), {result.row.op for result in results}
+        while True:
+            worker = Worker(self.job)
+            try:
+                told, explained = worker.ask("texts", (results, shown))
+                for result, found in zip(results, explained, strict=True):
+                    vars(result).update(vars(found))
+                return told
+            except Died as end:
+                left.remove(end.case.op)
+                for result in results:
+                    if result.verdict == "fail" and result.row.op == end.case.op:
+                        vars(result).update(vars(_as_found(result, end)))
+            finally:
+                worker.kill()
+
+    def interrupt(self) -> None:
+        """Nothing to do: workers end with the iterator of results."""
+
+
+def _as_found(result: Result, end: Died) -> Result:
+    """A failure that is not looked at again: doing so ends the process."""
+    told = crashed(result.row, result.failing.case, str(end), end.kind)
+    message = f"{result.message or result.row.op} (and when it was looked at again, {end})"
+    return replace(result, kind=end.kind, message=message, failing=replace(told.failing, message=message))
+
+
+def memory_limit() -> int:
+    """Bytes of data for an isolated worker: half of the machine's memory, at most `MEMORY`."""
+    return min(MEMORY, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)

@@ -1,0 +1,125 @@
+"""`lla-spec verify`: results as they come, then the table, the failures in words, the counts and the reports."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from lla_spec.testing.journal import Journal, finished
+from lla_spec.testing.runner import Options
+from lla_spec.testing.running import Run
+from lla_spec.testing.table import accuracy_table, counts, devices_line, environment
+from lla_spec.testing.targets import TargetError
+from lla_spec.testing.verdicts import Result, Row, exit_status
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Files to write (`json`) and to go on from (`resume`)."""
+
+    json: Path | None = None
+    resume: Path | None = None
+
+
+@dataclass
+class Verification:
+    """One run of the command; `run()` gives its exit status."""
+
+    target: Run
+    options: Options
+    shown: str  # the target as it was named on the command line
+    reports: Reports
+    out: Console
+    err: Console
+    progress: Progress
+
+    def run(self) -> int:
+        title = f"{self.target.name} {self.target.version}".strip()
+        about = json.loads(json.dumps({"target": title, **asdict(self.options)}))
+        rows = self.target.rows()
+        if not rows:
+            raise TargetError(f"target {self.target.name}: nothing to check with these options")
+        results = finished(self.reports.resume, about, rows) if self.reports.resume else []
+        journal = Journal(self.reports.json or self.reports.resume, lambda found: document(title, about, found))
+        with self._interruptible() as interrupted:
+            self._collect(title, rows, results, journal)
+        places = {row: place for place, row in enumerate(rows)}
+        results.sort(key=lambda result: places[result.row])
+        journal.write(results)  # now, and again with the causes: finding these may be interrupted too
+        self.out.print(accuracy_table(results, f"target {title}   {devices_line()}"))
+        if not interrupted:
+            for text in self.target.texts(results, self.shown):
+                self.out.print(f"\n{text}", markup=False, highlight=False)
+        for line in _reported(results):
+            self.out.print(line, markup=False, highlight=False)
+        self.out.print(counts(results), highlight=False)
+        journal.write(results)
+        return self._status(results, rows, bool(interrupted))
+
+    def _collect(self, title: str, rows: Sequence[Row], results: list[Result], journal: Journal) -> None:
+        """Add the result of every row that has none yet."""
+        there = {result.row for result in results}
+        left = [row for row in rows if row not in there]
+        with self.progress as bar:
+            task = bar.add_task(title, total=len(rows), completed=len(there))
+            for result in self.target.results(left):
+                results.append(result)
+                journal.note(results)
+                bar.update(task, advance=1, description=f"{result.row.op} {result.row.law} {result.row.dtype}")
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[list[bool]]:
+        """Ctrl-C ends what happens inside; the list is empty where it was not pressed."""
+        pressed: list[bool] = []
+
+        def interrupt(*_: Any) -> None:
+            pressed.append(True)
+            self.target.interrupt()
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield pressed
+        except KeyboardInterrupt:
+            pressed.append(True)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _status(self, results: Sequence[Result], rows: Sequence[Row], interrupted: bool) -> int:
+        if interrupted:
+            self.err.print(f"interrupted after {len(results)} of {len(rows)} rows{self._way_on()}", highlight=False)
+            return 130
+        status = exit_status(list(results))
+        if status == 2:
+            self.err.print(f"lla-spec: target {self.target.name}: implements none of the operations asked for")
+        return status
+
+    def _way_on(self) -> str:
+        file = self.reports.json or self.reports.resume
+        return f"; go on with --resume {file}" if file else ""
+
+
+def document(title: str, about: dict[str, Any], results: Sequence[Result]) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "target": title,
+        "run": about,
+        "environment": environment(),
+        "results": [result.as_json() for result in results],
+    }
+
+
+def _reported(results: Sequence[Result]) -> list[str]:
+    seen: dict[str, list[str]] = {}
+    for result in results:
+        for note in result.notes:
+            seen.setdefault(f"{result.row.op}: {note}", []).append(f"{result.row.law} {result.row.dtype}")
+    return [f"reported, not judged: {note} ({', '.join(rows)})" for note, rows in seen.items()]
