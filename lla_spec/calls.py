@@ -6,7 +6,7 @@ argument are batch axes of every definition that rests on it. The result remembe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,7 @@ class Formula:
     source: str = ""
     gradient_of: tuple[Formula, str] | None = None  # (f, parameter) where this is one output of f's VJP
     stated_matrix: sp.MatrixExpr | None = None  # set by the identity that states it
+    state_laws: Callable[[], None] | None = None  # have the laws of its page stated; set by the registry
     vjps: dict[str, Formula] = field(default_factory=dict)  # filled by calculus.vjp_formula, one per parameter
 
     def __post_init__(self) -> None:
@@ -78,6 +79,8 @@ class Formula:
     @property
     def matrix(self) -> sp.MatrixExpr:
         """The textbook's matrix expression: the right side of the page's identity that states one for this formula."""
+        if self.stated_matrix is None and self.state_laws is not None:
+            self.state_laws()
         if self.stated_matrix is None:
             raise DeclarationError(f"{self.id}: no identity states a matrix form of it")
         return self.stated_matrix

@@ -72,6 +72,10 @@ class Hypothesis:
     slack: Tensor | None = None
 
 
+STATED = ("left", "right", "relation", "hypotheses", "because", "matrix")
+BUNDLED = Path(__file__).parent / "formulas"  # stating its laws takes seconds: they are when asked for, as tests do
+
+
 @dataclass(eq=False)
 class Law:
     """A statement about formulas: `left` = `right` (or ≤), both tensors over the same dimensions."""
@@ -90,6 +94,24 @@ class Law:
     doc: str
     source: str
     of: str = ""  # the operation, where it is declared: a law about a witness calls none
+
+    @classmethod
+    def stated_later(cls, state: Callable[[], Mapping[str, Any]], **known: Any) -> Law:
+        """A law whose statement (`STATED`) is made when one of its attributes is first asked for."""
+        law = object.__new__(cls)
+        vars(law).update(known, _state=state)
+        return law
+
+    def check(self) -> None:
+        """Have it stated. Raises DeclarationError where it is no statement about an operation."""
+        for name in ("left", "operation"):
+            getattr(self, name)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in STATED or "_state" not in vars(self):
+            raise AttributeError(f"a law has no {name}")
+        vars(self).update(vars(self).pop("_state")())
+        return vars(self)[name]
 
     @property
     def id(self) -> str:
@@ -134,12 +156,19 @@ class Registry:
             raise DeclarationError(
                 f"{made.id}: a formula called {made.name} is already declared at {self.formulas[made.name].source}"
             )
+        made.state_laws = lambda: self.state(made.topic)
         self.formulas[made.name] = made
 
     def add_law(self, made: Law) -> None:
         if made.id in self.laws:
             raise DeclarationError(f"{made.id}: already declared at {self.laws[made.id].source}; choose another name")
         self.laws[made.id] = made
+
+    def state(self, topic: str) -> None:
+        """Have every law of a page stated."""
+        for law in list(self.laws.values()):
+            if law.topic == topic:
+                law.check()
 
     def operations(self) -> list[Formula]:
         return [formula for formula in self.formulas.values() if formula.operation]
@@ -252,27 +281,36 @@ def theorem(function: Any = None, *, corollary_of: str | None = None, of: str = 
 
 def _declare(function: Any, kind: str, evaluate: str | None, corollary_of: str | None, of: str) -> Law:
     topic, name = _topic(function), function.__name__
-    with _naming(topic, name):
-        _assumed.clear()
-        relation = function()
-        hypotheses = tuple(_assumed)
-        _assumed.clear()
-        if not isinstance(relation, Relation):
-            raise DeclarationError(f"must return Eq(left, right) or Le(left, right), got {type(relation).__name__}")
-        if kind == "theorem" and relation.because is None:
-            raise DeclarationError("a theorem needs its certificate: Le(left, right, because=…)")
-        matrix = relation.right if isinstance(relation.right, sp.MatrixExpr) else None
-        left, right = sides_of(relation)
-        because = None if relation.because is None else Tensor("because", left.axes, relation.because)
-        law = Law(
-            name, topic, kind, left, right, relation.kind, hypotheses, because, matrix, evaluate, corollary_of,
-            _doc(function), _source(function), of,
-        )  # fmt: skip
-        assert law.operation
+    law = Law.stated_later(
+        lambda: _statement(function, kind, law), name=name, topic=topic, kind=kind, evaluate=evaluate,
+        corollary_of=corollary_of, doc=_doc(function), source=_source(function), of=of,
+    )  # fmt: skip
+    if Path(function.__code__.co_filename).parent != BUNDLED:  # a page of one's own is validated when it is read
+        with _naming(topic, name):
+            law.check()
     registry.add_law(law)
-    if matrix is not None and left.call is not None:
-        left.call.formula.stated_matrix = matrix
     return law
+
+
+def _statement(function: Any, kind: str, law: Law) -> dict[str, Any]:
+    """What the decorated function states; an error in it names the declaration."""
+    outer = _assumed.copy()
+    _assumed.clear()
+    try:
+        with _naming(law.topic, law.name):
+            relation = function()
+            if not isinstance(relation, Relation):
+                raise DeclarationError(f"must return Eq(left, right) or Le(left, right), got {type(relation).__name__}")
+            if kind == "theorem" and relation.because is None:
+                raise DeclarationError("a theorem needs its certificate: Le(left, right, because=…)")
+            left, right = sides_of(relation)
+        matrix = relation.right if isinstance(relation.right, sp.MatrixExpr) else None
+        because = None if relation.because is None else Tensor("because", left.axes, relation.because)
+        if matrix is not None and left.call is not None:
+            left.call.formula.stated_matrix = matrix
+        return dict(zip(STATED, (left, right, relation.kind, tuple(_assumed), because, matrix), strict=True))
+    finally:
+        _assumed[:] = outer
 
 
 def sides_of(relation: Relation) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from typing import Any
 
 from lla_spec.language import Law, registry
 from lla_spec.proving import listed_shapes
-from lla_spec.proving.cited import cited_by
+from lla_spec.proving.cited import CITED, cited_by
 from lla_spec.proving.conditions import (
     Condition,
     Point,
@@ -70,6 +70,7 @@ class LedgerEntry:
     residual: str = ""
     message: str = ""
     corollary_of: str | None = None
+    cited: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -123,7 +124,7 @@ def prove_law(law: Law) -> LedgerEntry:
     'proved (all dimensions)'
     """
     started = time.perf_counter()
-    entry = LedgerEntry(law.id, TESTED, corollary_of=law.corollary_of)
+    entry = LedgerEntry(law.id, TESTED, corollary_of=law.corollary_of, cited=cited_by([law]))
     try:
         _Proof(law, entry).run()
     except Unreadable as error:  # balls cannot evaluate it, so its conditions cannot be checked
@@ -317,7 +318,8 @@ def render(entries: Sequence[LedgerEntry], *, detailed: bool = False) -> tuple[l
     ledger = Ledger(list(entries))
     lines = [line for entry in entries for line in (str(entry).splitlines() + (entry.details() if detailed else []))]
     counted = ", ".join(f"{number} {status}" for status, number in ledger.counts().items() if number)
-    facts = cited_by(registry.laws[entry.id] for entry in entries if entry.id in registry.laws)
+    cited = {fact for entry in entries for fact in entry.cited}
+    facts = [str(fact) for fact in CITED if str(fact) in cited]
     return [*lines, counted or "no laws", *facts], ledger.as_json()
 
 

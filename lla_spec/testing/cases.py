@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from lla_spec.testing.errors import CaseError
+
 DTYPES = ("fp64", "fp32", "bf16", "fp16")
-
-
-class CaseError(ValueError):
-    """A line of text that is not a case; the message names the field, its value and the rule."""
 
 
 @dataclass(frozen=True)

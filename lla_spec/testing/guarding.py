@@ -107,10 +107,20 @@ class Surroundings:
         torch.set_rng_state(self.generators[2])
 
     def _replaced(self) -> Iterator[tuple[str, str]]:
-        for (owner, name), value in self.functions.items():
-            if vars(OWNERS[owner]).get(name) is not value:
-                setattr(OWNERS[owner], name, value)
-                yield owner, name
+        for (owner, name), value in list(self.functions.items()):
+            found = vars(OWNERS[owner]).get(name)
+            if found is value:
+                continue
+            if _is_torchs_own(found, name):
+                self.functions[owner, name] = found
+                continue
+            setattr(OWNERS[owner], name, value)
+            yield owner, name
+
+
+def _is_torchs_own(found: Any, name: str) -> bool:
+    """torch wraps functions of its own (manual_seed, when its compiler is first imported)."""
+    return getattr(found, "__name__", "") == name and str(getattr(found, "__module__", "")).startswith("torch")
 
 
 @contextlib.contextmanager

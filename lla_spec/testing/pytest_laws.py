@@ -63,7 +63,13 @@ class RowTests:
         return chosen
 
     def settle(self, test: Test) -> None:
-        """Give a hypothesis test the profile's settings. Failures are shrunk by our own shrinker, once per cause."""
+        """Give a hypothesis test the profile's settings. Failures are shrunk by our own shrinker, once per cause.
+
+        A test that has its settings keeps them: another pytest of this process may have collected it before.
+        """
+        if getattr(test, "lla_settled", False):
+            return
+        test.lla_settled = True
         nightly = self.profile == "nightly"
         kept: dict[str, Any] = {} if nightly else {"database": None}
         settings(

@@ -15,6 +15,7 @@ from typing import Any
 from lla_spec.evaluating.contracts import Contract, contract
 from lla_spec.language import Formula, registry
 from lla_spec.testing.cases import DTYPES
+from lla_spec.testing.errors import TargetError
 from lla_spec.testing.strategies import ANYTHING, Support
 
 TOP_KEYS = ("name", "version", "devices", "dtypes", "differentiable", "supports", "ops")
@@ -27,10 +28,6 @@ POLICIES = {
     "all_ignored": ("nan", "zero"),
 }
 BUNDLED = {"torch_native": "lla_spec.testing.torch_native"}
-
-
-class TargetError(Exception):
-    """A target that cannot be used at all: one line that says what, and the way out (the command exits with 2)."""
 
 
 @dataclass(frozen=True)

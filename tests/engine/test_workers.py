@@ -1,16 +1,13 @@
 """Rows on several processes: the same verdicts as in one, and a target that ends its process is a named failure."""
 
 import dataclasses
-import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from lla_spec.testing import calling, workers
+from lla_spec.testing import workers
 from lla_spec.testing.runner import Options
 from lla_spec.testing.running import Here, Isolated
 from lla_spec.testing.targets import TargetError
@@ -94,7 +91,7 @@ def test_a_segfault_an_abort_and_an_exit_are_failures_with_their_case_and_the_ru
     assert len(said) == 3 and all("lla-spec replay" in text for text in said)
 
 
-def test_isolated_a_call_that_holds_the_interpreter_a_memory_bomb_and_a_probe_that_exits_are_rows_that_fail(written, monkeypatch):
+def test_isolated_a_call_in_c_a_memory_bomb_and_a_probe_that_exits_are_rows_that_fail(written, monkeypatch):
     monkeypatch.setattr(workers, "GRACE_S", 0.5)
     monkeypatch.setattr("lla_spec.testing.running.MEMORY", 3 << 30)
     options = {"laws": ("definition",), "ops": ("softmax", "log_softmax", "logsumexp"), "dtypes": ("fp32", "fp64")}
