@@ -169,12 +169,13 @@ class Generators:
         return numerator * (1 / leading), denominator * (1 / leading)
 
     def _by_power(self, p: Polynomial, number: int) -> dict[int, Polynomial]:
-        """The coefficients of the powers of one generator."""
-        found: dict[int, dict[Monomial, fmpq]] = {}
-        for monomial, coefficient in p.to_dict().items():
-            rest = (*monomial[:number], 0, *monomial[number + 1 :])
-            found.setdefault(int(monomial[number]), {})[rest] = coefficient
-        return {power: self.ring.from_dict(terms) for power, terms in found.items()}
+        """The coefficients of the powers of one generator: dividing by the highest leaves the lower ones over."""
+        found: dict[int, Polynomial] = {}
+        for power in range(int(p.degrees()[number]), 0, -1):
+            coefficient, p = divmod(p, self.symbols[number] ** power)
+            if not coefficient.is_zero():
+                found[power] = coefficient
+        return found if p.is_zero() else {**found, 0: p}
 
     def _cleared(self, p: Polynomial, number: int, power: int) -> Polynomial:
         """P^power · p, with r·P = 1."""

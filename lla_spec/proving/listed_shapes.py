@@ -58,10 +58,10 @@ class Prover:
 
     def refutes(self, left: Tensor, right: Tensor) -> bool:
         """Whether the exact field cannot prove left = right: as `prove`, without saying what is left."""
-        return (not self.given and self._residues.refute(left, right)) or not self.prove(left, right).proved
+        return (not self.given and self._residues.refute(left, right)) or not self.prove(left, right, brief=True).proved
 
-    def prove(self, left: Tensor, right: Tensor) -> Outcome:
-        """As the function `prove`."""
+    def prove(self, left: Tensor, right: Tensor, *, brief: bool = False) -> Outcome:
+        """As the function `prove`; `brief` does not say what the difference comes down to."""
         if [dim.size(self.sizes) for dim in left.shape] != [dim.size(self.sizes) for dim in right.shape]:
             return Outcome(False, f"left is over {left.shape} and right over {right.shape}")
         permutations = [t for t in inputs(left, right) if t.permutation and t not in self.given]
@@ -74,7 +74,7 @@ class Prover:
         for *chosen, mirrored in itertools.product(*bijections, itertools.product((False, True), repeat=len(square))):
             fixed = {**self.given, **dict(zip(permutations, chosen, strict=True))}
             reflected = [t for t, mirror in zip(square, mirrored, strict=True) if mirror]
-            refusal = self._refusal(left, right, fixed, reflected, conditions)
+            refusal = self._refusal(left, right, fixed, reflected, conditions, brief)
             if refusal:
                 named = ", ".join([
                     *(f"{t.name} = {c}" for t, c in zip(permutations, chosen, strict=True)),
@@ -90,6 +90,7 @@ class Prover:
         given: Mapping[Tensor, Any],
         reflected: Sequence[Tensor],
         conditions: dict[Any, None],
+        brief: bool,
     ) -> str:
         """Why left = right is not proved; empty where it is. The ring grows until it holds all generators."""
         key = (*((t.label, value) for t, value in given.items() if t not in self.given), *(t.label for t in reflected))
@@ -97,13 +98,13 @@ class Prover:
         if key in self._kept:
             try:
                 with self._kept[key].rolled_back():
-                    return self._kept[key].refusal(left, right, conditions)
+                    return self._kept[key].refusal(left, right, conditions, brief)
             except Full:
                 pass
         while True:
             evaluation = _Evaluation(capacity, self.sizes, given, reflected)
             try:
-                refusal = evaluation.refusal(left, right, conditions)
+                refusal = evaluation.refusal(left, right, conditions, brief)
             except Full:
                 capacity *= 2
                 continue
@@ -132,22 +133,22 @@ class _Evaluation:
             finally:
                 self.inputs.matrices = matrices
 
-    def refusal(self, left: Tensor, right: Tensor, conditions: dict[Any, None]) -> str:
+    def refusal(self, left: Tensor, right: Tensor, conditions: dict[Any, None], brief: bool) -> str:
         try:
-            return _first_difference(left, right, self.field, self.entries)
+            return _first_difference(left, right, self.field, self.entries, brief)
         except (Undefined, Unreadable, orthonormal.Infeasible) as error:
             return str(error)
         finally:
             conditions.update(self.entries.conditions)
 
 
-def _first_difference(left: Tensor, right: Tensor, field: ExactField, entries: Entries[Any]) -> str:
+def _first_difference(left: Tensor, right: Tensor, field: ExactField, entries: Entries[Any], brief: bool) -> str:
     for where in positions(left, entries.sizes):
         difference = entries.at(left, where) - entries.at(right, where)
         rest = [difference] if field.is_nonzero_somewhere(difference) else field.remainder(difference)
         if rest:
             entry = f"entry {list(where)}" if where else "the scalar"
-            return f"{entry}: left - right comes down to {field.describe(rest[0])}"
+            return f"{entry}: left - right" + ("" if brief else f" comes down to {field.describe(rest[0])}")
     return ""
 
 

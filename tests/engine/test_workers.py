@@ -137,8 +137,8 @@ def test_the_workers_run_the_installed_lla_spec_and_not_what_lies_in_the_working
     for folder in ("lla_spec", "impl"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").write_text("raise ImportError('the wrong one')\n")
-    code = "import sys, lla_spec.cli; sys.argv[1:] = ['verify', '--op', 'matmul', '-j', '2']; lla_spec.cli.main()"
-    run = [sys.executable, "-P", "-c", code]
+    code = "import sys, lla_spec.cli; sys.argv[1:] = sys.argv[1].split(); lla_spec.cli.main()"
+    run = [sys.executable, "-P", "-c", code, "verify --op matmul --law definition --examples 1 -j 2"]
     env = {**os.environ, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120)
     assert done.returncode == 0 and "fail" not in done.stdout, done.stdout + done.stderr
