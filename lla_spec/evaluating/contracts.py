@@ -307,10 +307,11 @@ def lattice(base: Contract) -> list[tuple[str, Contract]]:
     Each entry keeps what `base` allows already and allows more. The label says what the kernel seems to do.
     """
     steps: list[tuple[str, dict[str, Any]]]
+    one_pass = ("variance in one pass, E[x²] - μ²", {"variance": "naive"})
     if base.io == base.acc:
         steps = [("operands rounded to tf32", {"tf32": True})] if base.io.name == "fp32" else []
         narrower = {"fp64": ("fp32",), "fp32": ("fp16", "bf16")}.get(base.io.name, ())
-        steps += [(f"accumulated in {name}", {"acc": name}) for name in narrower]
+        steps += [one_pass, *((f"accumulated in {name}", {"acc": name}) for name in narrower)]
     else:
         io = base.io.name
         scores = max(base.score_casts, 1)
@@ -322,6 +323,7 @@ def lattice(base: Contract) -> list[tuple[str, Contract]]:
             (f"scores and weights rounded to {io}", {"score_casts": scores, "weight_cast": True}),
             (f"scores, weights and gradient partials in {io} (whiteboard)", dict(_WHITEBOARD)),
             (f"q and k rounded to {io} after scaling, scores and weights too", {**_WHITEBOARD, "scale_casts": 2}),
+            one_pass,
             (f"accumulated in {io}", {**_WHITEBOARD, "acc": io}),
         ]
     found: list[tuple[str, Contract]] = []

@@ -1,12 +1,13 @@
 """Why a kernel is wrong, where a cheap hypothesis explains it: the formula with ONE knob changed gives its output.
 
-A cause is named only if the changed formula reproduces the output within its own bound and the formula itself does not.
+A cause is named only if the changed formula reproduces the output within its own bound and the formula itself does not;
+diagnose.py asks the same of other draws, so that none is named by chance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,33 +38,78 @@ class Knob:
     truth: Callable[[], Truth]
 
 
-def cause(formula: Formula, found: Judgement, contract: Contract) -> str:
-    """What explains the outputs of a failing case of "definition" or "vjp"; "" where no knob does."""
+@dataclass(frozen=True)
+class Cause:
+    """What a person did, in `words`, and how well the formula so changed reproduces the output."""
+
+    words: str
+    ratio: float
+
+    def __str__(self) -> str:
+        return f"{self.words} (so changed, the formula reproduces the output at {self.ratio:.2g} × its bound)"
+
+
+def causes(formula: Formula, found: Judgement, contract: Contract, only: str = "") -> Iterator[Cause]:
+    """What explains the outputs of a failing case of "definition" or "vjp", the likeliest first.
+
+    `only`: no other knob than that of these words is turned.
+    """
+    for words, truth in _turned(formula, found, contract, only):
+        ratio = _ratio(found, truth, contract)
+        if ratio is not None and ratio <= 1:
+            yield Cause(words, ratio)
+
+
+def lessens(formula: Formula, found: Judgement, contract: Contract, words: str) -> bool:
+    """Whether the knob of these words takes away more than half of the error in most entries that are wrong.
+
+    A changed output is given the right one's bound, which a kernel that rounds elsewhere may exceed in larger cases.
+    """
+    arguments, vjp = build(formula, found.case).arguments, found.case.law == "vjp"
+    right = truth_of(formula, arguments, contract, vjp=vjp)
+    for _, truth in _turned(formula, found, contract, words):
+        wrong = closer = 0
+        for key, output in found.outputs.items():
+            computed = as_numpy(output)
+            off = ratios(computed, right[key], contract.io) > 1
+            wrong += np.count_nonzero(off)
+            if key in truth and truth[key].value.shape == computed.shape:
+                before, after = (_distance(computed, bounded.value) for bounded in (right[key], truth[key]))
+                closer += np.count_nonzero(off & (2 * after < before))
+        if 2 * closer > wrong:
+            return True
+    return False
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """|a - b|, 0 where both are the same infinity or NaN, infinite where only one is."""
+    with np.errstate(all="ignore"):
+        return np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.nan_to_num(np.abs(a - b), nan=np.inf))
+
+
+def _turned(formula: Formula, found: Judgement, contract: Contract, only: str) -> Iterator[tuple[str, Truth]]:
+    """(words, outputs) of every knob that turns on these arguments."""
     if found.case.law not in ("definition", "vjp") or not found.outputs or isinstance(formula, Certified):
-        return ""  # a witness has no formula to change: its certificate is the cause
+        return  # a witness has no formula to change: its certificate is the cause
     arguments = build(formula, found.case).arguments
     for knob in knobs(formula, found, arguments, contract):
+        if only and knob.words != only:
+            continue
         try:
             truth = knob.truth()
         except (ValueError, ArithmeticError, IndexError):  # this knob does not turn on these arguments
             continue
-        ratio = _reproduces(found, truth, contract)
-        if ratio is not None:
-            return f"{knob.words} (so changed, the formula reproduces the output at {ratio:.2g} × its bound)"
-    return ""
+        yield knob.words, truth
 
 
-def _reproduces(found: Judgement, truth: Truth, contract: Contract) -> float | None:
-    """The worst ratio against the changed formula, where it is at most 1 and the change matters."""
+def _ratio(found: Judgement, truth: Truth, contract: Contract) -> float | None:
+    """The worst ratio against the changed formula; None where that says nothing."""
     worst = 0.0
     informative = False
     for key, output in found.outputs.items():
         if key not in truth or truth[key].value.shape != tuple(output.shape):
             return None
-        ratio = ratios(as_numpy(output), truth[key], contract.io)
-        if not (ratio <= 1).all():
-            return None
-        worst = max(worst, float(ratio.max(initial=0.0)))
+        worst = max(worst, float(ratios(as_numpy(output), truth[key], contract.io).max(initial=0.0)))
         informative |= bool(np.isfinite(truth[key].error).any())
     return worst if informative else None
 
@@ -80,6 +126,7 @@ def knobs(formula: Formula, found: Judgement, arguments: Arguments, contract: Co
     yield from _scalar_knobs(formula, arguments, changed)
     yield from _mask_knobs(formula, found, arguments, contract, changed)
     yield from _operand_knobs(arguments, changed)
+    yield from _kept_knobs(formula, found, contract)
     if vjp:
         yield from _gradient_knobs(formula, found, arguments, contract)
     yield from _rounding_knobs(formula, found, arguments, contract)
@@ -95,7 +142,11 @@ def _scalar_knobs(
             continue
         sizes = _sizes(formula, arguments)
         own = sorted((s for s in role.default.free_symbols if isinstance(s, Dim)), key=str)
-        yield Knob(f"the {name} is left out ({name} = 1)", changed(**{name: 1.0}))
+        if not own:  # eps: its square and its inverse are nobody's mistake
+            yield Knob(f"{name} is left out ({name} = 0)", changed(**{name: float(np.finfo(np.float64).tiny)}))
+            yield Knob(f"the given {name} is ignored for {role.default}", changed(**{name: None}))
+            continue
+        yield Knob(f"the {name} {role.default} is missing ({name} = 1)", changed(**{name: 1.0}))
         if arguments[name] is not None:
             yield Knob(f"the given {name} is ignored for {role.default}", changed(**{name: None}))
             continue
@@ -105,8 +156,6 @@ def _scalar_knobs(
                 if other != dim.name:
                     words = f"the {name} is {role.default.subs(dim, sp.Symbol(other))} instead of {role.default}"
                     yield Knob(words, changed(**{name: value}))
-        if not own:
-            continue  # a constant: its square and its inverse are nobody's mistake
         default = role.default.subs({dim: sizes[dim.name] for dim in own})
         yield Knob(f"the {name} is {role.default**2} instead of {role.default}", changed(**{name: float(default**2)}))
         yield Knob(f"the {name} is {1 / role.default} instead of {role.default}", changed(**{name: float(1 / default)}))
@@ -144,6 +193,8 @@ def _mask_knobs(
                 changed(is_causal=False, mask=_diagonal(formula, arguments, shift)),
             )
     empty = empty_rows(formula, found.case, arguments)
+    if empty is not None and empty.any() and not vjp:
+        yield Knob("a row without keys gives NaN, not zeros", _nan_for_nothing(formula, arguments, contract, empty))
     if empty is not None and empty.any():
         yield Knob(
             "a row without keys gives the mean of the values, not zeros",
@@ -183,6 +234,30 @@ def _mean_of_values(
     return truth
 
 
+def _nan_for_nothing(
+    formula: Formula, arguments: Arguments, contract: Contract, empty: np.ndarray
+) -> Callable[[], Truth]:
+    """0/0 in the rows that see nothing; every other row is right."""
+
+    def truth() -> Truth:
+        right = truth_of(formula, arguments, contract, vjp=False)[""]
+        hole = np.broadcast_to(np.asarray(empty)[..., None], right.value.shape)
+        return {"": Bounded(np.where(hole, np.nan, right.value), np.where(hole, 0.0, right.error))}
+
+    return truth
+
+
+def _kept_knobs(formula: Formula, found: Judgement, contract: Contract) -> Iterator[Knob]:
+    """An answer that was kept, where the case gave the same storage other values before."""
+    if found.case.special != "reuse":
+        return
+    before = build(formula, replace(found.case, seed=found.case.seed + 1, special="none")).arguments
+    yield Knob(
+        "the answer is that of the values that the same storage held before",
+        lambda: truth_of(formula, before, contract, vjp=found.case.law == "vjp"),
+    )
+
+
 def _operand_knobs(arguments: Arguments, changed: Callable[..., Callable[[], Truth]]) -> Iterator[Knob]:
     for name, value in arguments.items():
         if not isinstance(value, Tensor) or not value.is_floating_point() or name == "grad_output":
@@ -194,8 +269,13 @@ def _operand_knobs(arguments: Arguments, changed: Callable[..., Callable[[], Tru
 
 
 def _gradient_knobs(formula: Formula, found: Judgement, arguments: Arguments, contract: Contract) -> Iterator[Knob]:
-    """One gradient multiplied by a factor that a forgotten step of the chain rule would leave."""
+    """Gradients that are missing; one gradient times a factor that a forgotten step of the chain rule would leave."""
     truth = truth_of(formula, arguments, contract, vjp=True)
+    none = [k for k, v in found.outputs.items() if not as_numpy(v).any() and (truth[k].value != 0).any()]
+    if none:
+        words = f"{' and '.join(none)} get{'' if none[1:] else 's'} no gradient"
+        zeros = {**truth, **{key: _times(truth[key], 0.0) for key in none}}
+        yield Knob(words, lambda: zeros)
     factors = {"its sign is flipped": -1.0, "it is doubled": 2.0, "it is halved": 0.5}
     scale = arguments.get("scale")
     if "scale" in arguments:

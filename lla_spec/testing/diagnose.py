@@ -9,28 +9,62 @@ from dataclasses import replace
 from lla_spec.evaluating.contracts import lattice
 from lla_spec.language import Formula, Law
 from lla_spec.testing.cases import Case
-from lla_spec.testing.causes import EVERY_STEP, cause
-from lla_spec.testing.failure import describe
+from lla_spec.testing.causes import EVERY_STEP, causes, lessens
+from lla_spec.testing.failure import RATIO_KINDS, describe
 from lla_spec.testing.judge import Judgement
 from lla_spec.testing.runner import Session, law_of
 from lla_spec.testing.shrink import shrink
 from lla_spec.testing.targets import operation_formula
 from lla_spec.testing.verdicts import Result
 
-RATIO_KINDS = ("bound", "law", "tight")
+WIDE = 3  # the least size at which a mean, a transpose and a diagonal are no longer the same
+DRAWS, ENOUGH = 6, 3  # other draws that are looked at, and how many failing ones are asked for their cause
 
 
-def explain(session: Session, result: Result) -> None:
-    """Fill in `cause` and `meets` of a failing row."""
+def explain(session: Session, result: Result, seconds: float = 2.0) -> Judgement:
+    """Fill in `cause` and `meets` of a failing row; the judgement in which the cause was seen.
+
+    A small case has fewer roundings in the way: one is looked for, in `seconds`, where the failing case shows no cause.
+    """
     found: Judgement = result.failing
-    formula, contract = operation_formula(result.row.op), session.contract(result.row)
-    result.cause = cause(formula, found, contract)
+    result.cause = _confirmed(session, result, found)
     vague = not result.cause or result.cause.startswith(EVERY_STEP)
-    if vague and found.case.law in ("definition", "vjp"):  # a small case has fewer roundings in the way
-        small = shrunk(session, result, seconds=2.0, any_cause=True)
-        result.cause = cause(formula, small, contract) or result.cause
+    if vague and found.kind in RATIO_KINDS and found.case.law in ("definition", "vjp"):
+        small = shrunk(session, result, seconds, any_cause=True)
+        narrower = _confirmed(session, result, small) if small.kind == found.kind else ""
+        if narrower:
+            found, result.cause = small, narrower.replace("the output", small.case.short())
     if found.kind in ("bound", "tight"):
         result.meets = met_contract(session, result)
+    return found
+
+
+def _confirmed(session: Session, result: Result, found: Judgement) -> str:
+    """The first cause that explains this case and most of the other draws that fail as well."""
+    formula, contract = operation_formula(result.row.op), session.contract(result.row)
+    others: list[Judgement] | None = None
+    for seen in causes(formula, found, contract):
+        if others is None:
+            others = _others(session, result, found.case)
+        held = sum(lessens(formula, other, contract, seen.words) for other in others)
+        if 2 * held > len(others) or not others:
+            return str(seen)
+    return ""
+
+
+def _others(session: Session, result: Result, case: Case) -> list[Judgement]:
+    """Failures at other seeds of this case, at sizes where one thing can be told from another."""
+    judging, support = session.judging(result.row, session.contract(result.row)), session.target.support(result.row.op)
+    wider = case.with_sizes({name: max(size, WIDE) for name, size in case.sizes})
+    bases = [base for base in dict.fromkeys((wider, case)) if support.takes(base)]
+    failing: list[Judgement] = []
+    for base in bases:
+        for step in range(1, DRAWS + 1):
+            found = judging(replace(base, seed=base.seed + step))
+            failing += [found] if found.kind == result.kind else []
+            if len(failing) == ENOUGH:
+                return failing
+    return failing
 
 
 def met_contract(session: Session, result: Result) -> str:
@@ -49,19 +83,19 @@ def met_contract(session: Session, result: Result) -> str:
 def texts(session: Session, results: Sequence[Result], target_name: str, seconds: float = 10.0) -> list[str]:
     """One text for each operation and cause among the failing rows; the other rows of that cause are named in it."""
     groups: dict[tuple[str, str], list[Result]] = {}
-    homes: dict[
-        str, list[Result]
-    ] = {}  # the group in which a failing call is told, by "operation:definition" or ":vjp"
+    homes: dict[str, list[Result]] = {}  # the group in which a failing call is told, by "operation:definition" or ":vjp"
+    seen: dict[int, Judgement] = {}  # by row of a group: the case that its text begins from
     for result in sorted(_failing(results), key=lambda r: r.row.law not in ("definition", "vjp")):
         home = homes.get(result.failing.called)
         if home is not None:  # a law that fails in a call which is told already
             home.append(result)
             continue
-        explain(session, result)
+        found = explain(session, result)
         group = groups.setdefault((result.row.op, _cause_key(result)), [])
         group.append(result)
+        seen.setdefault(id(group), found)
         homes.setdefault(result.failing.called or f"{result.row.op}:{result.row.law}", group)
-    return [_text(session, group, target_name, seconds) for group in groups.values()]
+    return [_text(session, group, seen[id(group)], target_name, seconds) for group in groups.values()]
 
 
 def _failing(results: Sequence[Result]) -> list[Result]:
@@ -79,38 +113,38 @@ def _cause_key(result: Result) -> str:
     return _words(result.cause).replace(result.row.dtype, "io") or f"{result.kind}:{result.row.law}"
 
 
-def _text(session: Session, group: list[Result], target_name: str, seconds: float) -> str:
-    first = group[0]
-    found = shrunk(session, first, seconds)
-    formula = operation_formula(first.row.op)
-    first.cause = cause(formula, found, session.contract(first.row)) or first.cause
+def _text(session: Session, group: list[Result], seen: Judgement, target_name: str, seconds: float) -> str:
+    """What is told of a group of rows, by its first; `seen`: where its cause was seen."""
+    first, original = group[0], group[0].failing.case
+    formula, contract = operation_formula(first.row.op), session.contract(first.row)
+    found = shrunk(session, first, seconds, start=seen)
+    first.cause = next(map(str, causes(formula, found, contract, only=_words(first.cause))), "") if first.cause else ""
     statement: Formula | Law = formula if first.row.law in ("definition", "vjp") else law_of(first.row)
-    contract = session.contract(first.row)
-    text = describe(session.target, first, statement, contract, found, first.failing.case, target_name=target_name)
+    also = ", ".join(f"{r.row.law} {r.row.dtype}" for r in group[1:])
+    first.text = describe(
+        session.target, first, statement, contract, found, original, target_name=target_name, also=also
+    )
     first.case = str(found.case)
-    if len(group) > 1:
-        others = ", ".join(f"{r.row.law} {r.row.dtype}" for r in group[1:9]) + (" …" if len(group) > 9 else "")
-        text += f"\n  also      {others}"
-    return text
+    return first.text
 
 
-def shrunk(session: Session, result: Result, seconds: float, *, any_cause: bool = False) -> Judgement:
-    """The failing case made small, failing in the same way and (unless `any_cause`) for the same named cause."""
+def shrunk(
+    session: Session, result: Result, seconds: float, *, start: Judgement | None = None, any_cause: bool = False
+) -> Judgement:
+    """A failing case made small, failing in the same way and (unless `any_cause`) for the same named cause."""
+    start = start or result.failing
     if result.kind in ("hangs", "crashes"):  # every attempt costs the whole time limit, or this process
-        return result.failing
+        return start
     row, contract = result.row, session.contract(result.row)
     judging, formula = session.judging(row, contract), operation_formula(row.op)
+    words = "" if any_cause else _words(result.cause)
 
     def fails(case: Case) -> bool:
         found = judging(case)
-        if found.kind != result.kind:
-            return False
-        return any_cause or not result.cause or _words(cause(formula, found, contract)) == _words(result.cause)
+        return found.kind == result.kind and (not words or any(causes(formula, found, contract, only=words)))
 
-    small = shrink(result.failing.case, fails, session.target.support(row.op), seconds)
-    found = judging(small)
-    if found.kind != result.kind:  # a target whose answers change from call to call
-        return replace(
-            result.failing, message=f"{result.failing.message} (it does not fail again: the target's answers change)"
-        )
-    return found
+    found = judging(shrink(start.case, fails, session.target.support(row.op), seconds))
+    if found.kind == result.kind:
+        return found
+    told = f"{row.op}: its answers change from call to call: a case that failed does not fail again"
+    return replace(start, kind="changes", message=told)

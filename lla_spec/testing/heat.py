@@ -1,4 +1,4 @@
-"""Where in a matrix the error lies: |error| / bound over the two last axes of an output, made small enough to look at."""
+"""Where in a matrix the error lies: |error| / bound over the two last axes of an output, small enough to look at."""
 
 from __future__ import annotations
 

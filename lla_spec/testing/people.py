@@ -7,98 +7,191 @@ verify({"attention": my_attention})                            # the table
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lla_spec.calculus import gradient_parameters
 from lla_spec.certified import Certified
+from lla_spec.evaluating.arguments import ArgumentError
+from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.contracts import contract as named_contract
 from lla_spec.evaluating.edges import ratios
 from lla_spec.interface import signature
 from lla_spec.testing.certified import complaint
 from lla_spec.testing.inputs import DTYPE_NAMES
-from lla_spec.testing.judge import Truth, as_numpy, truth_of
+from lla_spec.testing.judge import as_numpy
 from lla_spec.testing.runner import Options, Session
+from lla_spec.testing.sampled import Part, parts, whole_truth
 from lla_spec.testing.targets import load, operation_formula
 from lla_spec.testing.verdicts import Result
+from lla_spec.testing.watch_calls import Call, NotJudged, read, reader_of
 
 
-def _truth(operation: str, dtype: torch.dtype | None, contract: Any, args: Any, kwargs: Any) -> tuple[Truth, str]:
-    vjp = operation.endswith("_vjp")
-    formula = operation_formula(operation.removesuffix("_vjp"))
-    try:
-        given = signature(formula, vjp=vjp).bind(*args, **kwargs)
-    except TypeError as error:
-        raise TypeError(f"{operation}{signature(formula, vjp=vjp)}: {error}") from None
-    given.apply_defaults()
-    first = next(value for value in given.arguments.values() if isinstance(value, Tensor))
-    io = DTYPE_NAMES.get(dtype or first.dtype)
-    if io is None:
-        raise ValueError(
-            f"{operation}: dtype {dtype or first.dtype} has no contract; there are {', '.join(map(str, DTYPE_NAMES))}"
+@dataclass(frozen=True)
+class Looked:
+    """What `assert_correct` looked at in one output ("" or the argument whose gradient it is).
+
+    `said` is which part of its axes, "" where every entry was judged; `ratio` the worst error / bound of these.
+    """
+
+    output: str
+    judged: int
+    entries: int
+    said: str
+    ratio: float
+
+    def __str__(self) -> str:
+        name = f"gradient of {self.output}: " if self.output else ""
+        if not self.said:
+            return f"{name}all {self.entries:,} entries judged, worst error / bound {self.ratio:.2g}"
+        return (
+            f"{name}{self.judged:,} of {self.entries:,} entries judged ({self.said}), worst error / bound "
+            f"{self.ratio:.2g}; the others were not looked at"
         )
-    return truth_of(formula, dict(given.arguments), named_contract(contract, io), vjp=vjp), io
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `assert_correct` found correct, and in how many seconds."""
+
+    operation: str
+    looked: tuple[Looked, ...]
+    seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """The worst error / bound."""
+        return max((each.ratio for each in self.looked), default=0.0)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{self.operation}: {each} ({self.seconds:.1f} s)" for each in self.looked)
+
+
+def _call(operation: str, args: Any, kwargs: Any) -> tuple[Call, Tensor | None, Tensor]:
+    """The call, the cotangent of a `_vjp`, and the first tensor. Raises TypeError or ArgumentError in one line."""
+    name, vjp = operation.removesuffix("_vjp"), operation.endswith("_vjp")
+    face = signature(operation_formula(name), vjp=vjp)
+    try:
+        given = face.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise TypeError(f"{operation}{face}: {error}") from None
+    grad = given.pop("grad_output", None)
+    first = next((value for value in given.values() if isinstance(value, Tensor)), None)
+    if first is None or (vjp and not isinstance(grad, Tensor)):
+        raise TypeError(f"{operation}{face}: its tensors must be torch.Tensor")
+    try:
+        return read(reader_of(name), (), given), grad, first
+    except NotJudged as reason:
+        raise ArgumentError(f"{operation}: {reason}") from None
+
+
+def _contract(operation: str, dtype: torch.dtype, contract: Any) -> Contract:
+    io = DTYPE_NAMES.get(dtype)
+    if io is None:
+        raise ValueError(f"{operation}: dtype {dtype} has no contract; there are {', '.join(map(str, DTYPE_NAMES))}")
+    return named_contract(contract, io)
 
 
 def bound(operation: str, *args: Any, dtype: torch.dtype | None = None, contract: Any = None, **kwargs: Any) -> Any:
     """What rounding may do to each entry of `operation` at these tensors, in `dtype` (the tensors' unless given).
 
-    A float64 tensor of the result's shape; for an operation's `_vjp` a dict of them by argument name.
+    A float64 tensor of the result's shape; for an operation's `_vjp` a dict of them by argument name. Raises TooLarge
+    (a ValueError) where that would take minutes.
 
     >>> float(bound("matmul", torch.ones(1, 4), torch.ones(4, 1), dtype=torch.bfloat16)) < 2**-5
     True
     """
-    truth, _ = _truth(operation, dtype, contract, args, kwargs)
+    call, grad, first = _call(operation, args, kwargs)
+    truth = whole_truth(call, grad, _contract(operation, dtype or first.dtype, contract))
     if "" in truth:
         return torch.from_numpy(np.array(truth[""].error))
     return {name: torch.from_numpy(np.array(b.error)) for name, b in truth.items()}
 
 
-def assert_correct(operation: str, result: Any, *args: Any, contract: Any = None, **kwargs: Any) -> None:
+def assert_correct(operation: str, result: Any, *args: Any, contract: Any = None, **kwargs: Any) -> Checked:
     """Raise AssertionError unless `result` is `operation` at these arguments, within the bound of its dtype.
 
-    For `<operation>_vjp`, `result` is the tuple of gradients. The message names the worst entry.
+    For `<operation>_vjp`, `result` is the tuple of gradients. The message names the worst entry. Large tensors are
+    judged on rows that are the same in every run, and on those that stand out; the message and what is returned say
+    which part was looked at and how long it took. Raises TooLarge (a ValueError), after the others were judged, for what
+    no sample of rows decides: the gradient of attention's keys at 8192 queries, the mean loss of 4096 rows of 32000.
 
     >>> a, b = torch.ones(2, 3), torch.ones(3, 2)
-    >>> assert_correct("matmul", a @ b, a, b)
+    >>> print(str(assert_correct("matmul", a @ b, a, b)).rpartition(" (")[0])
+    matmul: all 4 entries judged, worst error / bound 0
     """
+    began = time.monotonic()
     formula = operation_formula(operation.removesuffix("_vjp"))
     results = list(result) if isinstance(result, tuple | list) else [result]
     first = next((r for r in results if isinstance(r, Tensor)), None)
     if first is None:
         raise AssertionError(f"{operation}: the result is {type(result).__name__}, it must be a torch.Tensor")
+    declared = _contract(operation, first.dtype, contract)
     if isinstance(formula, Certified):
-        given = dict(formula.signature.bind(*args, **kwargs).arguments)
-        wrong = complaint(formula, result, given, named_contract(contract, DTYPE_NAMES[first.dtype]))
+        wrong = complaint(formula, result, dict(formula.signature.bind(*args, **kwargs).arguments), declared)
         if wrong:
             raise AssertionError(wrong)
-        return
-    truth, io = _truth(operation, first.dtype, contract, args, kwargs)
-    keys = list(truth)
-    given = results if len(keys) == len(results) else [r for r in results if r is not None]
-    declared = named_contract(contract, io)
+        looked = [Looked("", r.numel(), r.numel(), "", 0.0) for r in results]
+        return Checked(operation, tuple(looked), time.monotonic() - began)
+    call, grad, _ = _call(operation, args, kwargs)
+    named = _named(operation, call, results, grad is not None)
+    judged = parts(call, named, grad, declared)
+    looked = [_look(operation, part, declared, began) for part in judged]
+    return Checked(operation, tuple(looked), time.monotonic() - began)
+
+
+def _named(operation: str, call: Call, results: list[Any], vjp: bool) -> dict[str, Tensor]:
+    """The results by output. A gradient that is left out, or None, may be that of an argument that was left out."""
+    keys = list(_gradients(call)) if vjp else [""]
+    given = results if len(keys) == len(results) else [value for value in results if value is not None]
+    if len(given) != len(keys):
+        wanted = f"{len(keys)} gradients ({', '.join(keys)})" if vjp else "one tensor"
+        raise AssertionError(f"{operation}: the result is {len(results)} values, it must be {wanted}")
     for key, value in zip(keys, given, strict=True):
-        exact = truth[key]
-        if tuple(value.shape) != exact.value.shape:
-            raise AssertionError(
-                f"{operation}: the result has shape {tuple(value.shape)}, it must be {exact.value.shape}"
-            )
-        ratio = ratios(as_numpy(value), exact, declared.io)
-        if ratio.size and not (ratio <= 1).all():
-            raise AssertionError(_message(operation, key, as_numpy(value), exact, ratio, declared.describe()))
+        if not isinstance(value, Tensor):
+            what = f"gradient of {key}" if key else "result"
+            raise AssertionError(f"{operation}: the {what} is {type(value).__name__}, it must be a torch.Tensor")
+    return dict(zip(keys, given, strict=True))
 
 
-def _message(operation: str, key: str, computed: np.ndarray, exact: Any, ratio: np.ndarray, contract: str) -> str:
-    where = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
-    output = f", gradient of {key}" if key else ""
-    return (
-        f"{operation}{output}: {int((~(ratio <= 1)).sum())} of {ratio.size} entries are outside their bound; worst "
-        f"[{','.join(map(str, map(int, where)))}]: computed {computed[where]:.9g}, exact {exact.value[where]:.9g}, "
-        f"error {abs(computed[where] - exact.value[where]):.2g} = {ratio[where]:.3g} × bound {exact.error[where]:.2g} "
-        f"(contract {contract})"
+def _gradients(call: Call) -> Iterator[str]:
+    formula = operation_formula(call.operation)
+    for name in gradient_parameters(formula):
+        role = formula.parameters[name].role
+        if role is not None and role.argument in call.operands:
+            yield role.argument
+
+
+def _look(operation: str, part: Part, contract: Contract, began: float) -> Looked:
+    """Judge one output, or the part of it. Raises AssertionError."""
+    output = f", gradient of {part.output}" if part.output else ""
+    given = part.computed
+    if part.piece is None and tuple(given.shape) != part.shape:
+        raise AssertionError(f"{operation}{output}: the result has shape {tuple(given.shape)}, it must be {part.shape}")
+    computed, exact = as_numpy(given), part.exact
+    ratio = ratios(computed, exact, contract.io)
+    looked = Looked(part.output, ratio.size, int(np.prod(part.shape)), part.said, float(ratio.max(initial=0.0)))
+    if (ratio <= 1).all():
+        return looked
+    at = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+    where = part.where(tuple(map(int, at)))
+    rest = f" of {ratio.size:,} judged" if part.said else f" of {ratio.size}"
+    told = (
+        f"; judged: {part.said}, in {time.monotonic() - began:.1f} s; the others were not looked at"
+        if part.said
+        else ""
+    )
+    raise AssertionError(
+        f"{operation}{output}: {int((~(ratio <= 1)).sum())}{rest} entries are outside their bound; worst "
+        f"[{','.join(map(str, where))}]: computed {computed[at]:.9g}, exact {exact.value[at]:.9g}, "
+        f"error {abs(computed[at] - exact.value[at]):.2g} = {ratio[at]:.3g} × bound {exact.error[at]:.2g} "
+        f"(contract {contract.describe()}){told}"
     )
 
 

@@ -77,8 +77,12 @@ def counts(results: Sequence[Result]) -> str:
     """ "120 rows: 118 pass, 2 fail; 5,112 cases, 4,987 of them evidence"."""
     by_verdict = {v: sum(r.verdict == v for r in results) for v in reversed(VERDICTS)}
     told = ", ".join(f"{count} {name}" for name, count in by_verdict.items() if count)
-    examples, evidence = sum(r.examples for r in results), sum(r.evidence for r in results)
-    return f"{len(results)} rows: {told or 'none'}; {examples:,} cases, {evidence:,} of them evidence"
+    return f"{len(results)} rows: {told or 'none'}; {evidence(results)}"
+
+
+def evidence(results: Sequence[Result]) -> str:
+    """ "5,112 cases, 4,987 of them evidence"."""
+    return f"{sum(r.examples for r in results):,} cases, {sum(r.evidence for r in results):,} of them evidence"
 
 
 def environment() -> dict[str, Any]:

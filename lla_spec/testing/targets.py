@@ -14,6 +14,7 @@ from typing import Any
 
 from lla_spec.evaluating.contracts import Contract, contract
 from lla_spec.language import Formula, registry
+from lla_spec.testing import bundled
 from lla_spec.testing.cases import DTYPES
 from lla_spec.testing.errors import TargetError
 from lla_spec.testing.strategies import ANYTHING, Support
@@ -27,7 +28,6 @@ POLICIES = {
     "overflow": ("inf",),
     "all_ignored": ("nan", "zero"),
 }
-BUNDLED = {"torch_native": "lla_spec.testing.torch_native"}
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,10 @@ def load(spec: str | Mapping[str, Any] | object, alias: str | None = None) -> Ta
 
 def _import(spec: str) -> tuple[object, str]:
     path, _, attribute = spec.partition(":")
-    path = BUNDLED.get(path, path)
-    module = _reference() if path == "impl" else _file(path) if path.endswith(".py") else _module(path)
+    if path in bundled.PACKAGES:
+        module = _bundled(path)
+    else:
+        module = _reference() if path == "impl" else _file(path) if path.endswith(".py") else _module(path)
     if not attribute:
         return module, spec
     if not hasattr(module, attribute):
@@ -107,6 +109,16 @@ def _reference() -> ModuleType:
     if found != here / "impl":
         raise TargetError(f"impl is {found}, not the reference of lla-spec 0.1; name it by path")
     return module
+
+
+def _bundled(name: str) -> ModuleType:
+    """A target that comes with lla-spec, by its short name."""
+    try:
+        return importlib.import_module(bundled.module_of(name))
+    except ModuleNotFoundError as error:
+        raise TargetError(bundled.needs(name, error.name or str(error))) from None
+    except BaseException as error:
+        raise _import_error(name, error) from error
 
 
 def _module(path: str) -> ModuleType:

@@ -37,6 +37,7 @@ def matmul(a, b):
 """
 TRAPS = """
 import ctypes, os, signal, torch
+import numpy as np
 
 def softmax(x):  # holds the interpreter: no alarm is heard before it returns
     if x.shape[-1] == 33:
@@ -46,7 +47,7 @@ def softmax(x):  # holds the interpreter: no alarm is heard before it returns
 
 def log_softmax(x):
     if x.shape[-1] == 33:
-        [bytearray(1 << 26) for _ in range(10**6)]
+        [np.empty(1 << 26) for _ in range(10**6)]
     return x.log_softmax(-1)
 
 def logsumexp(x):
