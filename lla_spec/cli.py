@@ -1,4 +1,4 @@
-"""The command `lla-spec`: verify | prove | show | list | replay. Exit 0: all well, 1: something failed, 2: unusable."""
+"""The command `lla-spec`: verify, compare, prove, show, list, replay. Exit 0: all well, 1: a failure, 2: unusable."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def _stop(message: object, status: int = 2) -> NoReturn:
 def _one_line_errors() -> Iterator[None]:
     """What a person got wrong is one line and exit 2; anything else is a defect of ours and keeps its traceback."""
     from lla_spec.symbols import DeclarationError
-    from lla_spec.testing.errors import CaseError, TargetError
+    from lla_spec.testing.errors import CaseError, ReportError, TargetError
 
     try:
         yield
-    except (TargetError, CaseError, DeclarationError, OSError) as error:
+    except (TargetError, CaseError, ReportError, DeclarationError, OSError) as error:
         _stop(error)
 
 
@@ -95,6 +95,8 @@ def verify(
     resume: Annotated[
         Path | None, typer.Option(help="go on with the run that wrote this JSON; what failed is run again")
     ] = None,
+    html: Annotated[Path | None, typer.Option(help="write one page here that explains every row, offline")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="add a summary to this file ($GITHUB_STEP_SUMMARY)")] = None,
 ) -> None:
     """Check a target against every law, in every dtype that it supports."""
     from lla_spec.testing.workers import Job, server
@@ -122,7 +124,7 @@ def verify(
         shown = target if as_ is None else f"{target} --as {as_}"
         job = Job(target, as_, options)
         run = Isolated(job, jobs) if isolate else Here(job, jobs)
-        reports = Reports(json_, resume)
+        reports = Reports(json_, resume, html, markdown)
         raise typer.Exit(Verification(run, options, shown, reports, out, err, _progress()).run())
 
 
@@ -131,6 +133,20 @@ def _check_contract(name: str) -> None:
 
     if name not in NAMED:
         _stop(f"--contract {name}: there are {', '.join(NAMED)}")
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="the JSON of a run")],
+    after: Annotated[Path, typer.Argument(help="the JSON of a later one")],
+) -> None:
+    """Say what broke, what was mended and whose accuracy fell between two runs. Exit 1 where something broke."""
+    from lla_spec.testing import report
+
+    with _one_line_errors():
+        found = report.compare(report.read(before), report.read(after))
+        out.print("\n".join(found.lines()), markup=False, highlight=False)
+        raise typer.Exit(int(found.failed))
 
 
 @app.command()

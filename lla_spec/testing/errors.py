@@ -7,3 +7,7 @@ class TargetError(Exception):
 
 class CaseError(ValueError):
     """A line of text that is not a case; the message names the field, its value and the rule."""
+
+
+class ReportError(ValueError):
+    """A file that is no report, or a report that cannot be made; the message says why and what to do."""

@@ -31,7 +31,7 @@ from lla_spec.testing.verdicts import Result, Row, chained, verdict, worst_as_js
 
 @dataclass(frozen=True)
 class Options:
-    """What to run: empty tuples mean everything. `at` overrides sizes of the random cases; `limit`: seconds per call."""
+    """What to run: empty tuples mean everything. `at` sets sizes of the random cases; `limit` is in seconds per call."""
 
     ops: tuple[str, ...] = ()
     laws: tuple[str, ...] = ()

@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
+from lla_spec.testing import report
+from lla_spec.testing.errors import TargetError
 from lla_spec.testing.journal import Journal, finished
 from lla_spec.testing.runner import Options
 from lla_spec.testing.running import Run
 from lla_spec.testing.table import accuracy_table, counts, devices_line, environment
-from lla_spec.testing.targets import TargetError
 from lla_spec.testing.verdicts import Result, Row, exit_status
 
 
 @dataclass(frozen=True)
 class Reports:
-    """Files to write (`json`) and to go on from (`resume`)."""
+    """Files to write (`json`, while the run goes on; `html`; `markdown`, which is added to) and to go on from."""
 
     json: Path | None = None
     resume: Path | None = None
+    html: Path | None = None
+    markdown: Path | None = None
+
+    @property
+    def journal(self) -> Path | None:
+        return self.json or self.resume
+
+    def write(self, document: report.Document) -> None:
+        if self.html is not None:
+            report.write_html(self.html, document)
+        if self.markdown is not None:
+            report.append_markdown(self.markdown, document)
 
 
 @dataclass
@@ -41,20 +57,33 @@ class Verification:
     err: Console
     progress: Progress
 
+    @cached_property
+    def title(self) -> str:
+        return f"{self.target.name} {self.target.version}".strip()
+
+    @cached_property
+    def asked(self) -> dict[str, Any]:
+        """The options as JSON knows them: lists for tuples."""
+        return json.loads(json.dumps(asdict(self.options)))
+
+    def document(self, results: Sequence[Result]) -> report.Document:
+        command = shlex.join(["lla-spec", *sys.argv[1:]])
+        about = {**environment(), "command": command, "spec": self.shown}
+        return report.document(self.title, results, about, self.asked)
+
     def run(self) -> int:
-        title = f"{self.target.name} {self.target.version}".strip()
-        about = json.loads(json.dumps({"target": title, **asdict(self.options)}))
         rows = self.target.rows()
         if not rows:
             raise TargetError(f"target {self.target.name}: nothing to check with these options")
-        results = finished(self.reports.resume, about, rows) if self.reports.resume else []
-        journal = Journal(self.reports.json or self.reports.resume, lambda found: document(title, about, found))
+        journal = Journal(self.reports.journal, self.document)
+        resume = self.reports.resume
+        results = finished(resume, self.title, self.asked, rows) if resume else []
         with self._interruptible() as interrupted:
-            self._collect(title, rows, results, journal)
+            self._collect(self.title, rows, results, journal)
         places = {row: place for place, row in enumerate(rows)}
         results.sort(key=lambda result: places[result.row])
         journal.write(results)  # now, and again with the causes: finding these may be interrupted too
-        self.out.print(accuracy_table(results, f"target {title}   {devices_line()}"))
+        self.out.print(accuracy_table(results, f"target {self.title}   {devices_line()}"))
         if not interrupted:
             for text in self.target.texts(results, self.shown):
                 self.out.print(f"\n{text}", markup=False, highlight=False)
@@ -62,6 +91,7 @@ class Verification:
             self.out.print(line, markup=False, highlight=False)
         self.out.print(counts(results), highlight=False)
         journal.write(results)
+        self.reports.write(self.document(results))
         return self._status(results, rows, bool(interrupted))
 
     def _collect(self, title: str, rows: Sequence[Row], results: list[Result], journal: Journal) -> None:
@@ -103,18 +133,8 @@ class Verification:
         return status
 
     def _way_on(self) -> str:
-        file = self.reports.json or self.reports.resume
+        file = self.reports.journal
         return f"; go on with --resume {file}" if file else ""
-
-
-def document(title: str, about: dict[str, Any], results: Sequence[Result]) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "target": title,
-        "run": about,
-        "environment": environment(),
-        "results": [result.as_json() for result in results],
-    }
 
 
 def _reported(results: Sequence[Result]) -> list[str]:

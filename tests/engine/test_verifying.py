@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lla_spec.testing.errors import TargetError
-from lla_spec.testing.journal import Journal, finished
+from lla_spec.testing.report import ReportError
 from lla_spec.testing.runner import Options
 from lla_spec.testing.running import Here
 from lla_spec.testing.verifying import Reports, Verification
@@ -76,18 +76,9 @@ def test_another_runs_file_is_refused_with_the_option_that_differs(tmp_path):
     other = Options(**{**vars(OPTIONS), "seed": 7})
     with pytest.raises(TargetError, match=r"--resume .*: seed was 0 and is 7; resume with the same options"):
         verify(tmp_path, options=other, resume=True)
-    (tmp_path / "none.json").write_text("{}")
-    with pytest.raises(TargetError, match=r"it is no report of `lla-spec verify --json`"):
-        finished(tmp_path / "none.json", {}, [])
-
-
-def test_the_file_is_replaced_as_a_whole(tmp_path):
-    file = tmp_path / "run.json"
-    journal = Journal(file, lambda results: {"results": [str(result) for result in results]})
-    journal.write([])
-    inode = file.stat().st_ino
-    journal.write([])
-    assert file.stat().st_ino != inode and list(tmp_path.iterdir()) == [file]
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ReportError, match=r"run\.json: not a report; `lla-spec verify --json"):
+        verify(tmp_path, resume=True)
 
 
 def test_a_killed_run_leaves_a_whole_json_and_is_resumed(tmp_path):
