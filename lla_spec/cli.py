@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +101,7 @@ def verify(
     markdown: Annotated[Path | None, typer.Option(help="add a summary to this file ($GITHUB_STEP_SUMMARY)")] = None,
 ) -> None:
     """Check a target against every law, in every dtype that it supports."""
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.path.join(tempfile.gettempdir(), "lla-spec-hypothesis"))
     from lla_spec.testing.workers import Job, server
 
     if jobs != 1 or isolate:

@@ -83,7 +83,9 @@ def met_contract(session: Session, result: Result) -> str:
 def texts(session: Session, results: Sequence[Result], target_name: str, seconds: float = 10.0) -> list[str]:
     """One text for each operation and cause among the failing rows; the other rows of that cause are named in it."""
     groups: dict[tuple[str, str], list[Result]] = {}
-    homes: dict[str, list[Result]] = {}  # the group in which a failing call is told, by "operation:definition" or ":vjp"
+    homes: dict[
+        str, list[Result]
+    ] = {}  # the group in which a failing call is told, by "operation:definition" or ":vjp"
     seen: dict[int, Judgement] = {}  # by row of a group: the case that its text begins from
     for result in sorted(_failing(results), key=lambda r: r.row.law not in ("definition", "vjp")):
         home = homes.get(result.failing.called)

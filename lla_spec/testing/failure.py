@@ -108,7 +108,7 @@ def _difference(found: Judgement) -> str:
 
 
 def _by_how_much(found: Judgement) -> str:
-    """"error 37 × the bound", where there is a figure."""
+    """ "error 37 × the bound", where there is a figure."""
     if found.worst is None or not math.isfinite(found.worst.ratio):
         return ""
     if found.kind == "certificate":
@@ -163,6 +163,8 @@ def _fitting(blocks: Iterable[list[str]], room: int) -> list[str]:
 
 def _tensors(found: Judgement) -> Iterator[list[str]]:
     """The inputs, and what was computed, while they are small enough to read."""
+    if found.kind == "writes":
+        return  # they are what it wrote
     sign = "d" if found.case.law == "vjp" else ""
     named = [*found.inputs.items(), *((f"computed {sign}{k}".rstrip(), v) for k, v in found.outputs.items())]
     tensors = [(name, value) for name, value in named if isinstance(value, Tensor)]

@@ -119,8 +119,8 @@ def assert_correct(operation: str, result: Any, *args: Any, contract: Any = None
 
     For `<operation>_vjp`, `result` is the tuple of gradients. The message names the worst entry. Large tensors are
     judged on rows that are the same in every run, and on those that stand out; the message and what is returned say
-    which part was looked at and how long it took. Raises TooLarge (a ValueError), after the others were judged, for what
-    no sample of rows decides: the gradient of attention's keys at 8192 queries, the mean loss of 4096 rows of 32000.
+    which part was looked at and how long it took. Raises TooLarge (a ValueError), after the others were judged, for
+    what no sample decides: the gradient of attention's keys at 8192 queries, the mean loss of 4096 rows of 32000.
 
     >>> a, b = torch.ones(2, 3), torch.ones(3, 2)
     >>> print(str(assert_correct("matmul", a @ b, a, b)).rpartition(" (")[0])

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lla_spec.language import registry
-from lla_spec.testing.cases import DTYPES
+from lla_spec.testing.cases import DTYPES, CaseError, parse
 from lla_spec.testing.report.document import Document, ReportError
 from lla_spec.testing.report.mathml import mathml
 from lla_spec.testing.report.pictures import distribution, heat_map
@@ -135,7 +135,7 @@ class _Card:
         row = result.row
         lines = result.text.splitlines() or [f"{row.op} / {row.law}   {row.device}   {row.dtype}: {result.verdict}"]
         self.title, self.text = " ".join(lines[0].split()), "\n".join(lines[1:]) or result.message or _little(result)
-        self.fields = [(label, text) for label, text in fields_of(lines[1:]) if label != "replay"]
+        self.fields = [(label, text) for label, text in fields_of(lines[1:]) if label not in ("row", "replay")]
         self.math = statement(row.op, row.law)
         self.replay = replay_line(result, spec) if result.verdict == "fail" else ""
         self.heat = _heat(result)
@@ -181,9 +181,18 @@ def _heat(result: Result) -> _Heat | None:
         return None
     what = f"the gradient of {worst['output']}" if worst["output"] else "the result"
     rows, columns = heat["shape"]
-    place = f", matrix {heat['at']} of the batch" if heat["at"] else ""
-    blocks = ", the worst of each block" if (rows, columns) != (len(heat["values"]), len(heat["values"][0])) else ""
-    return _Heat(heat_map(heat), f"error / bound over {what}, {rows} × {columns}{place}{blocks}, as it was found")
+    blocks = " (the worst of each block)" if (rows, columns) != (len(heat["values"]), len(heat["values"][0])) else ""
+    place = f", matrix {', '.join(map(str, heat['at']))} of the batch" if heat["at"] else ""
+    return _Heat(
+        heat_map(heat), f"error / bound over {what}, {rows} × {columns}{blocks}{place}, of {_short(worst['case'])}"
+    )
+
+
+def _short(case: str) -> str:
+    try:
+        return parse(case).short()
+    except CaseError:  # written by hand
+        return case
 
 
 class _Operation:

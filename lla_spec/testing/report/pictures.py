@@ -9,6 +9,7 @@ from typing import Any
 LOWEST, HIGHEST, PER_DECADE = -4, 2, 4  # decades of error / bound that are drawn; beyond them there is one bin each
 BINS = (HIGHEST - LOWEST) * PER_DECADE + 2
 LEFT, BIN, HEIGHT, GAP, APART = 44, 15, 26, 12, 9  # in the units of the picture; the outer bins stand a little apart
+MOST_PX, CELL_PX = 240, 36  # a heat map's longer side, and one cell's where there are few; a strip is no thinner
 TICKS = {-3: "0.001", -2: "0.01", -1: "0.1", 0: "1", 1: "10"}
 STEPS = (
     0.125,
@@ -90,9 +91,11 @@ def heat_map(heat: Mapping[str, Any]) -> str:
     drawn = "".join(f'<path class="h{place}" d="{path}"/>' for place, path in enumerate(paths) if path)
     wide, tall = len(rows[0]), len(rows)
     over = sum(value > 1 for row in rows for value in row)
+    side = min(MOST_PX / max(wide, tall), CELL_PX)
+    size = f"width:{max(side * wide, CELL_PX):.0f}px;height:{max(side * tall, CELL_PX):.0f}px"
     told = f"error / bound over {heat['shape'][0]} × {heat['shape'][1]} entries; over the bound in {over} cells"
     return (
-        f'<svg class="heat" viewBox="0 0 {wide} {tall}" style="aspect-ratio:{wide}/{tall};--cells:{wide}" '
+        f'<svg class="heat" viewBox="0 0 {wide} {tall}" preserveAspectRatio="none" style="{size}" '
         f'shape-rendering="crispEdges" role="img" aria-label="{told}">{drawn}</svg>'
     )
 

@@ -1,0 +1,80 @@
+"""Liger's Triton kernels as a target: `lla-spec verify liger`. Without a GPU they run in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when a kernel is decorated, at the imports below
+
+import triton.language as tl
+from liger_kernel.ops import layer_norm as _layer_norm
+from liger_kernel.ops import rms_norm as _rms_norm
+from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
+from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+from liger_kernel.ops.softmax import LigerSoftmaxFunction
+if not torch.cuda.is_available():  # libdevice is CUDA's, and gives None in the interpreter; Triton has the same function
+    _layer_norm.rsqrt = _rms_norm.rsqrt = tl.rsqrt
+
+LLA_TARGET: dict[str, Any] = {
+    "name": "liger",
+    "version": importlib.metadata.version("liger-kernel"),
+    "devices": ["cuda" if torch.cuda.is_available() else "cpu"],
+    "dtypes": ["fp32", "bf16", "fp16"],  # the kernels widen to tl.float32, whatever comes
+    "ops": {name: {"policies": {"all_ignored": "zero"}} for name in ("cross_entropy", "linear_cross_entropy")},
+}
+
+
+class _Scalar(float):
+    """A number that Triton's interpreter can pass on: it leaves floats as they are, and the kernels call `eps.to`."""
+
+    def to(self, dtype: object) -> _Scalar:
+        return self
+
+
+def softmax(x: Tensor) -> Tensor:
+    return LigerSoftmaxFunction.apply(x)
+
+
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
+    weight = torch.ones(x.shape[-1], dtype=x.dtype, device=x.device) if weight is None else weight
+    bias = torch.zeros(x.shape[-1], dtype=x.dtype, device=x.device) if bias is None else bias
+    return LigerLayerNormFunction.apply(x, weight, bias, _Scalar(eps))
+
+
+def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6) -> Tensor:
+    return LigerRMSNormFunction.apply(x, weight, _Scalar(eps), _Scalar(0.0))
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+    """The kernel writes the gradient over the logits (its comment says so): it is given a copy of them."""
+    if not targets.numel():
+        return _of_no_rows(logits, targets, reduction)
+    rows, words = logits.reshape(-1, logits.shape[-1]).clone(), targets.reshape(-1)
+    loss = LigerCrossEntropyFunction.apply(rows, words, None, ignore_index, 0.0, 0.0, reduction)[0]
+    return loss.reshape(targets.shape) if reduction == "none" else loss
+
+
+def _of_no_rows(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    """Torch's answer: Liger's launchers divide by the number of rows."""
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction=reduction).reshape(
+        targets.shape if reduction == "none" else ()
+    )
+
+
+def linear_cross_entropy(
+    h: Tensor, w_out: Tensor, targets: Tensor, bias: Tensor | None = None, *, ignore_index: int = -100
+) -> Tensor:
+    """The loss is float32 by their promise; the last rounding, to the dtype of h, is this adapter's."""
+    if not targets.numel():
+        return _of_no_rows(h @ w_out.mT, targets, "mean")
+    rows, words = h.reshape(-1, h.shape[-1]), targets.reshape(-1)
+    return LigerFusedLinearCrossEntropyFunction.apply(rows, w_out, words, bias, None, ignore_index)[0].to(h.dtype)

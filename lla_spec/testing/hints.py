@@ -1,0 +1,150 @@
+"""What to try after a failure: one sentence that can be acted on, by the cause where it is known, else by what is seen.
+
+`hint` says nothing where nothing in particular can be said.
+"""
+
+from __future__ import annotations
+
+import re
+
+from lla_spec.calls import Formula
+from lla_spec.interface import signature
+from lla_spec.testing.cases import Case
+from lla_spec.testing.judge import Judgement
+from lla_spec.testing.verdicts import Result
+
+BY_CAUSE = (
+    (r"^the scale 1|^the scale is", "scale the scores by 1/√d, d the width of q and k, unless `scale` is given"),
+    (r"scaled by all heads' features", "the width of one head counts: scale by 1/√(d_model / num_heads)"),
+    (r"^the given scale", "multiply by `scale` where it is given; 1/√d is for None"),
+    (r"^eps is", "add eps to the mean of the squares, under the root: rsqrt(variance + eps)"),
+    (r"mask is ignored", "hide before the softmax: scores.masked_fill(~mask, -inf)"),
+    (r"mask is inverted", "True may be looked at: scores.masked_fill(~mask, -inf), or invert the mask in an adapter"),
+    (r"is_causal is ignored", "with is_causal, query i sees key j where j ≤ i + m - n: mask & ones(n, m).tril(m - n)"),
+    (
+        r"aligned top-left",
+        "ones(n, m).tril(m - n); or say policies={'causal_alignment': 'top_left'} in LLA_TARGET if it is meant",
+    ),
+    (r"diagonal is off by one", "query i sees key j where j ≤ i + m - n: ones(n, m).tril(m - n)"),
+    (
+        r"row without keys",
+        "set the weights of a row that sees nothing to 0 after the softmax; or say what it gives in LLA_TARGET: "
+        "policies={'fully_masked_row': …}",
+    ),
+    (r"is transposed", "look at the axes in the signature: square cases hide a missing .mT, and others raise"),
+    (r"the bias is left out", "add the bias before anything else sees the product"),
+    (r"bias is added after", "add the bias to the logits, before the softmax"),
+    (r"runs over the", "normalise over the last axis: softmax(scores, dim=-1)"),
+    (r"^sums are", "keep the sum in float32 (or the accumulator's dtype) and round once, at the end"),
+    (r"^every step is rounded", "convert the inputs to float32 first, and round the result once"),
+    (r"^the (result|argument) of \w+ is rounded", "keep it in the accumulator's dtype; allow_tf32 and autocast round"),
+    (r"maximum is not subtracted", "subtract the maximum of the row before exp: exp(s - s.amax(-1, keepdim=True))"),
+    (r"divided by n - 1", "var(-1, unbiased=False): the biased variance"),
+    (r"squares are summed", "x.pow(2).mean(-1), not .sum(-1)"),
+    (r"lacks the scale", "what multiplies forward multiplies backward: dQ = scale · dS K, dK = scale · dSᵀ Q"),
+    (r"scale is applied twice", "apply the scale in dS or in dQ and dK, not in both"),
+    (r"sign is flipped", "look for a minus: the derivative of x - μ by μ is -1"),
+    (r"it is (doubled|halved)", "look for a factor of 2: a term that is counted twice, or once of two times"),
+    (r"that of the raw rows", "dγ = Σ grad_output ∘ x̂: keep the normalised rows, or make them again"),
+    (r"through a softmax that made them", "the weights are the argument: their softmax has its own backward"),
+    (r"not centred", "subtract the row's sum of P∘dP: dS = P∘(dP - Σ P∘dP)"),
+    (r"cotangent is ignored", "multiply by grad_output: it is 1 only under .sum().backward()"),
+    (r"get no gradient|gets no gradient", "look for .detach(), .data or no_grad() on the way, or a None in backward()"),
+    (r"averaged over the", "sum over the rows: each of them used it"),
+    (r"lacks its term", "dx = (ĝ - mean ĝ - x̂ · mean(ĝ∘x̂)) / √(v + ε)"),
+    (r"query head p looks", "k.repeat_interleave(h // g, dim=-3), not k.repeat"),
+    (r"that of one head", "sum the gradient over the query heads that share the key-value head"),
+    (r"positions without a target", "positions where targets == ignore_index give loss 0 and gradient 0"),
+    (r"mean is over all positions|by all positions|lacks 1/N", "divide by (targets != ignore_index).sum()"),
+    (r"same storage", "an address is no key for a cache: the same storage holds other values later"),
+    (r"occurs twice", "add, do not assign: index_add_ or scatter_add_"),
+    (r"tokens that the mask hides", "multiply by the mask, and divide by mask.sum(-1)"),
+    (r"all tokens, not by those", "divide by mask.sum(-1), not by the length"),
+    (r"mean is not", "pca_transform subtracts the mean before the product, pca_inverse adds it after"),
+)
+
+BY_KIND = {
+    "hangs": "look for a loop that waits or grows; --limit SECONDS gives one call more time",
+    "crashes": "run it with --isolate; look for an access outside of a tensor in sizes that no block divides",
+    "writes": "compute out of place: no x.add_(…), no out=x; clone what is scratch",
+    "device": "allocate beside the input: torch.empty_like(x), or device=x.device",
+    "dtype": "end with .to(x.dtype); parameters created inside take x.dtype as well",
+    "meddles": "give the setting to the call itself, or set it back in a `finally`",
+    "tight": "errors all go one way: look for truncation where it should round, or one long sum in sequence",
+    "changes": "look for memory that is read before it is written, a race, or an answer kept from another call",
+    "law": "the calls take different paths (sizes, layout, mask): compare what each does at the tensors above",
+}
+
+BY_MEETS = (
+    ("variance in one pass", "subtract the mean before squaring: (x - x.mean(-1, keepdim=True)).pow(2).mean(-1)"),
+    ("operands rounded to tf32", "torch.backends.cuda.matmul.allow_tf32 = False"),
+    ("accumulated in", "accumulate in a wider dtype: x.float() first, .to(x.dtype) last"),
+    ("gradient partials", "sum the gradient's blocks in float32 and round once"),
+    ("scores rounded", "keep the scores in float32 until after the softmax"),
+    ("weights rounded", "keep the weights in float32 until the product with v is done"),
+    ("q and k rounded", "multiply the scores by the scale, not q and k"),
+)
+
+RETURNS = (
+    (
+        r"returns None\b|returns NoneType",
+        "return the result; if it fills a buffer: def f(…): kernel(…, out); return out",
+    ),
+    (r"returns a gradient of", "return None for an argument that was None"),
+    (r"it must return a tuple", "return them in this order, None where the argument was None"),
+    (r"returns (tuple|list)\b", "pick it in an adapter: {name} = lambda *a, **k: kernel(*a, **k)[0]"),
+)
+
+
+def hint(formula: Formula, result: Result, found: Judgement, case: Case) -> str:
+    """A sentence for this failure; "" where nothing in particular can be said."""
+    if result.cause:
+        for pattern, words in BY_CAUSE:
+            if re.search(pattern, result.cause):
+                return words
+    if found.kind in ("returns", "shape", "raises"):
+        return _about_the_call(formula, found)
+    if found.kind in BY_KIND:
+        return BY_KIND[found.kind]
+    for label, words in BY_MEETS:
+        if f"({label}" in result.meets:
+            return f"{words}; or declare it if it is meant: LLA_TARGET['ops']['{result.row.op}']['contract']"
+    return _about_the_case(found, case)
+
+
+def _about_the_call(formula: Formula, found: Judgement) -> str:
+    vjp = found.message.startswith(f"{formula.name}_vjp")
+    name, given = formula.name + "_vjp" * vjp, signature(formula, vjp=vjp)
+    if found.kind == "returns":
+        return next((words.format(name=name) for p, words in RETURNS if re.search(p, found.message)), "")
+    if found.kind == "shape":
+        return f"{name}{given} keeps the leading axes; an adapter moves axes: kernel(x.transpose(1, 2)).transpose(1, 2)"
+    if "raises TypeError" in found.message and "argument" in found.message:
+        first = next(iter(given.parameters))
+        return f"it is called as {name}{given}; an adapter renames: {name} = lambda {first}, …: kernel(…)"
+    return "what it does not take, it may say in LLA_TARGET ('supports', 'dtypes'): then it is not asked for it"
+
+
+def _about_the_case(found: Judgement, case: Case) -> str:
+    """What is left in the smallest failing case is what it takes to fail."""
+    worst = found.worst
+    if worst is not None and worst.computed != worst.computed:
+        return "NaN is made by 0/0, inf - inf or 0·inf: look for an exp that overflows and a sum that is 0"
+    if worst is not None and worst.computed - worst.computed != 0:
+        return "look for an exp that overflows, a log of what underflowed to 0, or a product in 16 bits"
+    if case.special == "reuse":
+        return "the same storage was used with other values before: look for an answer or a constant that is kept"
+    if "expanded" in case.layout or case.layout != "dense":
+        return f"it takes the layout {case.layout}: use the strides, or call .contiguous() first"
+    if case.grad != "dense" and case.law == "vjp":
+        return f"it takes a cotangent that is {case.grad}: use its strides, or call .contiguous() first"
+    large = [f"{name} = {size}" for name, size in case.sizes if size > 9]
+    if large:
+        return f"smaller sizes pass: look at the last block or the loop over {', '.join(large)}"
+    if "offset" in case.family.split("+"):
+        return "what is common to a row cancels: subtract it before squares or sums are taken, not after"
+    if case.mask != "none" or case.causal:
+        return "without the mask it passes: look at what is hidden, and at rows that see little"
+    if found.kind == "certificate":
+        return "compare with torch.linalg.svd(w, full_matrices=False) at the matrix above"
+    return "follow the numbers above by hand: this is the smallest case that was found"
