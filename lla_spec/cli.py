@@ -97,6 +97,8 @@ def verify(
     resume: Annotated[
         Path | None, typer.Option(help="go on with the run that wrote this JSON; what failed is run again")
     ] = None,
+    known: Annotated[Path | None, typer.Option(help="a TOML file of failures that are known: replayed first")] = None,
+    write_known: Annotated[Path | None, typer.Option(help="write a first such file from what fails")] = None,
     html: Annotated[Path | None, typer.Option(help="write one page here that explains every row, offline")] = None,
     markdown: Annotated[Path | None, typer.Option(help="add a summary to this file ($GITHUB_STEP_SUMMARY)")] = None,
 ) -> None:
@@ -127,7 +129,7 @@ def verify(
         shown = target if as_ is None else f"{target} --as {as_}"
         job = Job(target, as_, options)
         run = Isolated(job, jobs) if isolate else Here(job, jobs)
-        reports = Reports(json_, resume, html, markdown)
+        reports = Reports(json_, resume, html, markdown, known, write_known)
         raise typer.Exit(Verification(run, options, shown, reports, out, err, _progress()).run())
 
 

@@ -1,7 +1,6 @@
-"""Why a kernel is wrong, where a cheap hypothesis explains it: the formula with ONE knob changed gives its output.
+"""Why a kernel is wrong, as hypotheses that are cheap to try: the formula with ONE knob changed, and what it gives.
 
-A cause is named only if the changed formula reproduces the output within its own bound and the formula itself does not;
-diagnose.py asks the same of other draws, so that none is named by chance.
+explaining.py says which of them gives the output of a kernel.
 """
 
 from __future__ import annotations
@@ -16,15 +15,14 @@ import torch
 from torch import Tensor
 
 from lla_spec.calls import Formula, calls
-from lla_spec.certified import Certified
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
-from lla_spec.evaluating.edges import ratios
 from lla_spec.evaluating.knobs import edges_in, float32_without_maximum, steps_in_io, sums_in_io
-from lla_spec.interface import torch_parameters, unmerged_sizes
+from lla_spec.interface import torch_parameters, torch_shape, unmerged_sizes
 from lla_spec.symbols import Dim
+from lla_spec.testing.cases import Case
 from lla_spec.testing.causes_by_operation import changes
-from lla_spec.testing.inputs import Arguments, arguments_of, build
+from lla_spec.testing.inputs import Arguments, arguments_of, build, mask_of
 from lla_spec.testing.judge import Judgement, Truth, as_numpy, empty_rows, truth_of
 
 EVERY_STEP = "every step is rounded to"  # the vaguest cause: a narrower one is looked for in a smaller case
@@ -36,82 +34,6 @@ class Knob:
 
     words: str
     truth: Callable[[], Truth]
-
-
-@dataclass(frozen=True)
-class Cause:
-    """What a person did, in `words`, and how well the formula so changed reproduces the output."""
-
-    words: str
-    ratio: float
-
-    def __str__(self) -> str:
-        return f"{self.words} (so changed, the formula reproduces the output at {self.ratio:.2g} × its bound)"
-
-
-def causes(formula: Formula, found: Judgement, contract: Contract, only: str = "") -> Iterator[Cause]:
-    """What explains the outputs of a failing case of "definition" or "vjp", the likeliest first.
-
-    `only`: no other knob than that of these words is turned.
-    """
-    for words, truth in _turned(formula, found, contract, only):
-        ratio = _ratio(found, truth, contract)
-        if ratio is not None and ratio <= 1:
-            yield Cause(words, ratio)
-
-
-def lessens(formula: Formula, found: Judgement, contract: Contract, words: str) -> bool:
-    """Whether the knob of these words takes away more than half of the error in most entries that are wrong.
-
-    A changed output is given the right one's bound, which a kernel that rounds elsewhere may exceed in larger cases.
-    """
-    arguments, vjp = build(formula, found.case).arguments, found.case.law == "vjp"
-    right = truth_of(formula, arguments, contract, vjp=vjp)
-    for _, truth in _turned(formula, found, contract, words):
-        wrong = closer = 0
-        for key, output in found.outputs.items():
-            computed = as_numpy(output)
-            off = ratios(computed, right[key], contract.io) > 1
-            wrong += np.count_nonzero(off)
-            if key in truth and truth[key].value.shape == computed.shape:
-                before, after = (_distance(computed, bounded.value) for bounded in (right[key], truth[key]))
-                closer += np.count_nonzero(off & (2 * after < before))
-        if 2 * closer > wrong:
-            return True
-    return False
-
-
-def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|a - b|, 0 where both are the same infinity or NaN, infinite where only one is."""
-    with np.errstate(all="ignore"):
-        return np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.nan_to_num(np.abs(a - b), nan=np.inf))
-
-
-def _turned(formula: Formula, found: Judgement, contract: Contract, only: str) -> Iterator[tuple[str, Truth]]:
-    """(words, outputs) of every knob that turns on these arguments."""
-    if found.case.law not in ("definition", "vjp") or not found.outputs or isinstance(formula, Certified):
-        return  # a witness has no formula to change: its certificate is the cause
-    arguments = build(formula, found.case).arguments
-    for knob in knobs(formula, found, arguments, contract):
-        if only and knob.words != only:
-            continue
-        try:
-            truth = knob.truth()
-        except (ValueError, ArithmeticError, IndexError):  # this knob does not turn on these arguments
-            continue
-        yield knob.words, truth
-
-
-def _ratio(found: Judgement, truth: Truth, contract: Contract) -> float | None:
-    """The worst ratio against the changed formula; None where that says nothing."""
-    worst = 0.0
-    informative = False
-    for key, output in found.outputs.items():
-        if key not in truth or truth[key].value.shape != tuple(output.shape):
-            return None
-        worst = max(worst, float(ratios(as_numpy(output), truth[key], contract.io).max(initial=0.0)))
-        informative |= bool(np.isfinite(truth[key].error).any())
-    return worst if informative else None
 
 
 def knobs(formula: Formula, found: Judgement, arguments: Arguments, contract: Contract) -> Iterator[Knob]:
@@ -144,7 +66,7 @@ def _scalar_knobs(
         own = sorted((s for s in role.default.free_symbols if isinstance(s, Dim)), key=str)
         if not own:  # eps: its square and its inverse are nobody's mistake
             yield Knob(f"{name} is left out ({name} = 0)", changed(**{name: float(np.finfo(np.float64).tiny)}))
-            yield Knob(f"the given {name} is ignored for {role.default}", changed(**{name: None}))
+            yield Knob(f"the given {name} is ignored for {float(role.default):g}", changed(**{name: None}))
             continue
         yield Knob(f"the {name} {role.default} is missing ({name} = 1)", changed(**{name: 1.0}))
         if arguments[name] is not None:
@@ -190,29 +112,30 @@ def _mask_knobs(
         for shift, words in ((1, "one key too many is visible"), (-1, "a query does not see its own key")):
             yield Knob(
                 f"the causal diagonal is off by one: {words}",
-                changed(is_causal=False, mask=_diagonal(formula, arguments, shift)),
+                changed(is_causal=False, mask=_diagonal(formula, found.case, arguments, shift)),
             )
     empty = empty_rows(formula, found.case, arguments)
     if empty is not None and empty.any() and not vjp:
-        yield Knob("a row without keys gives NaN, not zeros", _nan_for_nothing(formula, arguments, contract, empty))
-    if empty is not None and empty.any():
+        what = "a row without keys" if "is_causal" in arguments else "a mask that keeps nothing"
+        yield Knob(f"{what} gives NaN, not zeros", _nan_for_nothing(formula, arguments, contract, empty))
+    if empty is not None and empty.any() and "q" in arguments:
         yield Knob(
             "a row without keys gives the mean of the values, not zeros",
-            _mean_of_values(formula, arguments, contract, empty, vjp),
+            _mean_of_values(formula, found.case, arguments, contract, empty, vjp),
         )
 
 
-def _diagonal(formula: Formula, arguments: Arguments, shift: int) -> Tensor:
-    q, k = (arguments[name] for name in ("q", "k"))
-    assert isinstance(q, Tensor) and isinstance(k, Tensor)
-    n, m = q.shape[-2], k.shape[-2]
-    visible = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n + shift)
-    mask = arguments.get("mask")
+def _diagonal(formula: Formula, case: Case, arguments: Arguments, shift: int) -> Tensor:
+    """The mask that a causal diagonal moved by `shift` leaves open, and the given mask as well."""
+    parameter, mask = mask_of(formula), arguments.get("mask")
+    assert parameter is not None
+    n, m = torch_shape(formula, parameter, dict(case.sizes))[-2:]
+    visible = torch.ones(n, m, dtype=torch.bool, device=case.device).tril(m - n + shift)
     return visible & mask if isinstance(mask, Tensor) else visible
 
 
 def _mean_of_values(
-    formula: Formula, arguments: Arguments, contract: Contract, empty: np.ndarray, vjp: bool
+    formula: Formula, case: Case, arguments: Arguments, contract: Contract, empty: np.ndarray, vjp: bool
 ) -> Callable[[], Truth]:
     """Empty rows made to see every key with equal scores: their query is zero, their mask is open."""
 
@@ -220,7 +143,7 @@ def _mean_of_values(
         q = arguments["q"]
         assert isinstance(q, Tensor)
         hole = torch.from_numpy(empty.copy()).to(q.device)
-        shown = _diagonal(formula, arguments, 0) if arguments.get("is_causal") else arguments.get("mask")
+        shown = _diagonal(formula, case, arguments, 0) if arguments.get("is_causal") else arguments.get("mask")
         assert isinstance(shown, Tensor)
         given: Arguments = {
             **arguments,
@@ -271,7 +194,8 @@ def _operand_knobs(arguments: Arguments, changed: Callable[..., Callable[[], Tru
 def _gradient_knobs(formula: Formula, found: Judgement, arguments: Arguments, contract: Contract) -> Iterator[Knob]:
     """Gradients that are missing; one gradient times a factor that a forgotten step of the chain rule would leave."""
     truth = truth_of(formula, arguments, contract, vjp=True)
-    none = [k for k, v in found.outputs.items() if not as_numpy(v).any() and (truth[k].value != 0).any()]
+    wanted = {key: output for key, output in found.outputs.items() if key in truth and truth[key].value.any()}
+    none = [key for key, output in wanted.items() if not as_numpy(output).any()]
     if none:
         words = f"{' and '.join(none)} get{'' if none[1:] else 's'} no gradient"
         zeros = {**truth, **{key: _times(truth[key], 0.0) for key in none}}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 from lla_spec.evaluating.contracts import lattice
 from lla_spec.language import Formula, Law
 from lla_spec.testing.cases import Case
-from lla_spec.testing.causes import EVERY_STEP, causes, lessens
+from lla_spec.testing.causes import EVERY_STEP
+from lla_spec.testing.explaining import causes, lessens
 from lla_spec.testing.failure import RATIO_KINDS, describe
 from lla_spec.testing.judge import Judgement
 from lla_spec.testing.runner import Session, law_of
@@ -27,11 +29,11 @@ def explain(session: Session, result: Result, seconds: float = 2.0) -> Judgement
     A small case has fewer roundings in the way: one is looked for, in `seconds`, where the failing case shows no cause.
     """
     found: Judgement = result.failing
-    result.cause = _confirmed(session, result, found)
+    result.cause = _confirmed(session, result, found, seconds)
     vague = not result.cause or result.cause.startswith(EVERY_STEP)
     if vague and found.kind in RATIO_KINDS and found.case.law in ("definition", "vjp"):
         small = shrunk(session, result, seconds, any_cause=True)
-        narrower = _confirmed(session, result, small) if small.kind == found.kind else ""
+        narrower = _confirmed(session, result, small, seconds) if small.kind == found.kind else ""
         if narrower:
             found, result.cause = small, narrower.replace("the output", small.case.short())
     if found.kind in ("bound", "tight"):
@@ -39,21 +41,22 @@ def explain(session: Session, result: Result, seconds: float = 2.0) -> Judgement
     return found
 
 
-def _confirmed(session: Session, result: Result, found: Judgement) -> str:
+def _confirmed(session: Session, result: Result, found: Judgement, seconds: float) -> str:
     """The first cause that explains this case and most of the other draws that fail as well."""
     formula, contract = operation_formula(result.row.op), session.contract(result.row)
     others: list[Judgement] | None = None
     for seen in causes(formula, found, contract):
         if others is None:
-            others = _others(session, result, found.case)
+            others = _others(session, result, found.case, seconds)
         held = sum(lessens(formula, other, contract, seen.words) for other in others)
         if 2 * held > len(others) or not others:
             return str(seen)
     return ""
 
 
-def _others(session: Session, result: Result, case: Case) -> list[Judgement]:
+def _others(session: Session, result: Result, case: Case, seconds: float) -> list[Judgement]:
     """Failures at other seeds of this case, at sizes where one thing can be told from another."""
+    end = time.monotonic() + seconds
     judging, support = session.judging(result.row, session.contract(result.row)), session.target.support(result.row.op)
     wider = case.with_sizes({name: max(size, WIDE) for name, size in case.sizes})
     bases = [base for base in dict.fromkeys((wider, case)) if support.takes(base)]
@@ -62,7 +65,7 @@ def _others(session: Session, result: Result, case: Case) -> list[Judgement]:
         for step in range(1, DRAWS + 1):
             found = judging(replace(base, seed=base.seed + step))
             failing += [found] if found.kind == result.kind else []
-            if len(failing) == ENOUGH:
+            if len(failing) == ENOUGH or time.monotonic() > end:
                 return failing
     return failing
 
@@ -104,7 +107,8 @@ def _failing(results: Sequence[Result]) -> list[Result]:
     return [result for result in results if result.verdict == "fail" and result.failing is not None]
 
 
-def _words(cause: str) -> str:
+def words_of(cause: str) -> str:
+    """A cause without its figures."""
     return cause.split(" (so")[0]
 
 
@@ -112,7 +116,7 @@ def _cause_key(result: Result) -> str:
     """What two rows with the same mistake share: the cause, or what happened, without figures and the row's dtype."""
     if result.kind not in RATIO_KINDS:
         return re.sub(r"\d+", "#", result.message)
-    return _words(result.cause).replace(result.row.dtype, "io") or f"{result.kind}:{result.row.law}"
+    return words_of(result.cause).replace(result.row.dtype, "io") or f"{result.kind}:{result.row.law}"
 
 
 def _text(session: Session, group: list[Result], seen: Judgement, target_name: str, seconds: float) -> str:
@@ -120,7 +124,9 @@ def _text(session: Session, group: list[Result], seen: Judgement, target_name: s
     first, original = group[0], group[0].failing.case
     formula, contract = operation_formula(first.row.op), session.contract(first.row)
     found = shrunk(session, first, seconds, start=seen)
-    first.cause = next(map(str, causes(formula, found, contract, only=_words(first.cause))), "") if first.cause else ""
+    first.cause = (
+        next(map(str, causes(formula, found, contract, only=words_of(first.cause))), "") if first.cause else ""
+    )
     statement: Formula | Law = formula if first.row.law in ("definition", "vjp") else law_of(first.row)
     also = ", ".join(f"{r.row.law} {r.row.dtype}" for r in group[1:])
     first.text = describe(
@@ -134,12 +140,13 @@ def shrunk(
     session: Session, result: Result, seconds: float, *, start: Judgement | None = None, any_cause: bool = False
 ) -> Judgement:
     """A failing case made small, failing in the same way and (unless `any_cause`) for the same named cause."""
-    start = start or result.failing
+    start = result.failing if start is None else start
+    assert start is not None
     if result.kind in ("hangs", "crashes"):  # every attempt costs the whole time limit, or this process
         return start
     row, contract = result.row, session.contract(result.row)
     judging, formula = session.judging(row, contract), operation_formula(row.op)
-    words = "" if any_cause else _words(result.cause)
+    words = "" if any_cause else words_of(result.cause)
 
     def fails(case: Case) -> bool:
         found = judging(case)

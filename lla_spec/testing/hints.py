@@ -17,6 +17,7 @@ BY_CAUSE = (
     (r"^the scale 1|^the scale is", "scale the scores by 1/√d, d the width of q and k, unless `scale` is given"),
     (r"scaled by all heads' features", "the width of one head counts: scale by 1/√(d_model / num_heads)"),
     (r"^the given scale", "multiply by `scale` where it is given; 1/√d is for None"),
+    (r"^the given eps", "use the eps that is given: 1e-5 and 1e-6 are defaults"),
     (r"^eps is", "add eps to the mean of the squares, under the root: rsqrt(variance + eps)"),
     (r"mask is ignored", "hide before the softmax: scores.masked_fill(~mask, -inf)"),
     (r"mask is inverted", "True may be looked at: scores.masked_fill(~mask, -inf), or invert the mask in an adapter"),
@@ -27,8 +28,8 @@ BY_CAUSE = (
     ),
     (r"diagonal is off by one", "query i sees key j where j ≤ i + m - n: ones(n, m).tril(m - n)"),
     (
-        r"row without keys",
-        "set the weights of a row that sees nothing to 0 after the softmax; or say what it gives in LLA_TARGET: "
+        r"^a row without keys|^a mask that keeps nothing",
+        "where the mask leaves nothing, put zeros in place of 0/0; or say what it gives in LLA_TARGET: "
         "policies={'fully_masked_row': …}",
     ),
     (r"is transposed", "look at the axes in the signature: square cases hide a missing .mT, and others raise"),
@@ -45,6 +46,13 @@ BY_CAUSE = (
     (r"scale is applied twice", "apply the scale in dS or in dQ and dK, not in both"),
     (r"sign is flipped", "look for a minus: the derivative of x - μ by μ is -1"),
     (r"it is (doubled|halved)", "look for a factor of 2: a term that is counted twice, or once of two times"),
+    (r"has LayerNorm's term", "RMSNorm subtracts no mean: dx = (ĝ - x̂ · mean(ĝ∘x̂)) / √(r + ε)"),
+    (r"sum over the row is missing", "dx = dy - P · Σ dy: every logit takes part in the normaliser"),
+    (r"not divided by its sum", "the gradient is softmax(x) · dy: divide exp(x - max) by its sum"),
+    (r"h alone is normalised", "add first: LayerNorm(h + sublayer)"),
+    (r"row 0 is held at zero", "row 0 is a word like the others: no padding_idx"),
+    (r"that of the raw data", "dC = dZᵀ (X - μ): subtract the mean as the forward pass does"),
+    (r"weights are normalised again", "the weights are given as they are: multiply, and divide by nothing"),
     (r"that of the raw rows", "dγ = Σ grad_output ∘ x̂: keep the normalised rows, or make them again"),
     (r"through a softmax that made them", "the weights are the argument: their softmax has its own backward"),
     (r"not centred", "subtract the row's sum of P∘dP: dS = P∘(dP - Σ P∘dP)"),

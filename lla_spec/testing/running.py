@@ -9,9 +9,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
-from lla_spec.testing.targets import TargetError, load
+from lla_spec.testing.errors import TargetError
+from lla_spec.testing.known import Known, Pinned
+from lla_spec.testing.targets import load
 from lla_spec.testing.verdicts import Result, Row
 from lla_spec.testing.workers import WORTH_IT, Died, Job, Worker, crashed, run_on
 
@@ -29,6 +32,9 @@ class Run(Protocol):
     def rows(self) -> list[Row]: ...
     def results(self, rows: Sequence[Row]) -> Iterator[Result]: ...
     def texts(self, results: Sequence[Result], shown: str) -> list[str]: ...
+    def pinned(self, known: Known) -> tuple[list[Pinned], list[str]]: ...
+    def settle(self, results: Sequence[Result], pinned: Sequence[Pinned]) -> list[str]: ...
+    def write_known(self, path: Path, results: Sequence[Result]) -> int: ...
     def interrupt(self) -> None: ...
 
 
@@ -57,6 +63,22 @@ class Here:
         from lla_spec.testing.diagnose import texts
 
         return texts(self.session, results, shown)
+
+    def pinned(self, known: Known) -> tuple[list[Pinned], list[str]]:
+        """What the pinned cases show now, and a line for each that cannot be looked at here."""
+        return known.replay(self.session), known.absent(self.session)
+
+    def settle(self, results: Sequence[Result], pinned: Sequence[Pinned]) -> list[str]:
+        """Set the verdicts of rows with pinned cases; a line for each."""
+        from lla_spec.testing.known import settle
+
+        return settle(self.session, results, pinned)
+
+    def write_known(self, path: Path, results: Sequence[Result]) -> int:
+        """Write a first file of known failures; the number of its entries."""
+        from lla_spec.testing.known import write
+
+        return write(path, self.session, results)
 
     def interrupt(self) -> None:
         """Stop before the next case: code under test may swallow the exception that Ctrl-C raises."""
@@ -117,6 +139,39 @@ class Isolated:
                         vars(result).update(vars(_as_found(result, end)))
             finally:
                 worker.kill()
+
+    def pinned(self, known: Known) -> tuple[list[Pinned], list[str]]:
+        """One worker for each entry: a case that ends its process says so, and the others are replayed all the same."""
+        found: list[Pinned] = []
+        told: list[str] = []
+        for entry in known.entries:
+            pins, absent = self._pinned(replace(known, entries=(entry,)))
+            found += pins
+            told += absent
+        return found, told
+
+    def _pinned(self, known: Known) -> tuple[list[Pinned], list[str]]:
+        try:
+            return self._asked("pinned", known)
+        except Died as end:
+            (entry,) = known.entries
+            return [Pinned(entry, crashed(entry.row, end.case, str(end), end.kind).failing)], []
+
+    def settle(self, results: Sequence[Result], pinned: Sequence[Pinned]) -> list[str]:
+        lines, settled = self._asked("settle", (list(results), pinned)) if pinned else ([], results)
+        for result, found in zip(results, settled, strict=True):
+            vars(result).update(vars(found))
+        return lines
+
+    def write_known(self, path: Path, results: Sequence[Result]) -> int:
+        return self._asked("write_known", (path, list(results)))
+
+    def _asked(self, kind: str, content: Any) -> Any:
+        worker = Worker(self.job)
+        try:
+            return worker.ask(kind, content)
+        finally:
+            worker.kill()
 
     def interrupt(self) -> None:
         """Nothing to do: workers end with the iterator of results."""

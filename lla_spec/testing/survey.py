@@ -9,19 +9,21 @@ LOOKED_AT = ("bound", "law")  # kinds of failure that have a ratio for every ent
 
 
 def survey(session: Session, result: Result) -> None:
-    """Judge every case of a failing row; fills in `ratios`, `cases`, and `worst` from the largest picture of one that is wrong.
+    """Judge every case of a failing row; fills in `ratios`, `cases`, and `worst` from the case of the largest picture.
 
-    Counts, `case` and the verdict stay those of the run.
+    Counts, `case` and the verdict stay those of the run. It ends at a case that fails in another way than by its error:
+    what hangs once may hang each time.
     """
     if result.kind not in LOOKED_AT:
         return
-    seen = Result(result.row, result.verdict)
-    judging, largest = session.judging(result.row, session.contract(result.row)), 0
+    seen, largest = Result(result.row, result.verdict), 0
+    judging = session.judging(result.row, session.contract(result.row))
     for name, case in session.cases(result.row):
         found = judging(case)
+        if found.failed and found.kind not in LOOKED_AT:
+            break
         session.count(seen, name, found)
-        if found.kind in LOOKED_AT and found.worst is not None and found.worst.heat is not None:
-            size = len(found.worst.heat.values) * len(found.worst.heat.values[0])
-            if size > largest:
-                largest, result.worst = size, worst_as_json(found.worst, str(case))
+        heat = found.worst.heat if found.worst is not None else None
+        if found.worst is not None and heat is not None and len(heat.values) * len(heat.values[0]) > largest:
+            largest, result.worst = len(heat.values) * len(heat.values[0]), worst_as_json(found.worst, str(case))
     result.ratios, result.cases = seen.ratios, seen.cases

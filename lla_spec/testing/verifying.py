@@ -19,6 +19,7 @@ from rich.progress import Progress
 from lla_spec.testing import report
 from lla_spec.testing.errors import TargetError
 from lla_spec.testing.journal import Journal, finished
+from lla_spec.testing.known import Known
 from lla_spec.testing.runner import Options
 from lla_spec.testing.running import Run
 from lla_spec.testing.table import accuracy_table, counts, devices_line, environment
@@ -27,12 +28,14 @@ from lla_spec.testing.verdicts import Result, Row, exit_status
 
 @dataclass(frozen=True)
 class Reports:
-    """Files to write (`json`, while the run goes on; `html`; `markdown`, which is added to) and to go on from."""
+    """Files to read (`resume`, `known`) and to write: `json` while the run goes on, `markdown` is added to."""
 
     json: Path | None = None
     resume: Path | None = None
     html: Path | None = None
     markdown: Path | None = None
+    known: Path | None = None
+    write_known: Path | None = None
 
     @property
     def journal(self) -> Path | None:
@@ -76,10 +79,13 @@ class Verification:
         if not rows:
             raise TargetError(f"target {self.target.name}: nothing to check with these options")
         journal = Journal(self.reports.journal, self.document)
-        resume = self.reports.resume
+        resume, known = self.reports.resume, self.reports.known
         results = finished(resume, self.title, self.asked, rows) if resume else []
+        told: list[str] = []
         with self._interruptible() as interrupted:
+            pinned, told = self.target.pinned(Known.read(known)) if known else ([], [])
             self._collect(self.title, rows, results, journal)
+            told += self.target.settle(results, pinned)
         places = {row: place for place, row in enumerate(rows)}
         results.sort(key=lambda result: places[result.row])
         journal.write(results)  # now, and again with the causes: finding these may be interrupted too
@@ -87,11 +93,14 @@ class Verification:
         if not interrupted:
             for text in self.target.texts(results, self.shown):
                 self.out.print(f"\n{text}", markup=False, highlight=False)
-        for line in _reported(results):
+        for line in [*_reported(results), *told]:
             self.out.print(line, markup=False, highlight=False)
         self.out.print(counts(results), highlight=False)
         journal.write(results)
         self.reports.write(self.document(results))
+        if self.reports.write_known is not None and not interrupted:
+            number = self.target.write_known(self.reports.write_known, results)
+            self.out.print(f"{number} known failures written to {self.reports.write_known}", highlight=False)
         return self._status(results, rows, bool(interrupted))
 
     def _collect(self, title: str, rows: Sequence[Row], results: list[Result], journal: Journal) -> None:

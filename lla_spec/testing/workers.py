@@ -225,7 +225,9 @@ def _session(job: Job, deadline: Any) -> Any:
 
 
 def _answers(session: Any, kind: str, content: Any) -> Iterator[Any]:
-    """What is asked for: "about" the target; results of "rows", one by one; "texts" of failing results."""
+    """What is asked for: "about" the target, results of "rows" one by one, "texts" of what fails, known ones."""
+    from lla_spec.testing import known
+
     if kind == "rows":
         yield from map(session.run, content)
     elif kind == "about":
@@ -235,5 +237,12 @@ def _answers(session: Any, kind: str, content: Any) -> Iterator[Any]:
 
         results, shown = content
         yield texts(session, results, shown), results
+    elif kind == "pinned":
+        yield content.replay(session), content.absent(session)
+    elif kind == "settle":
+        yield known.settle(session, *content), content[0]
+    elif kind == "write_known":
+        path, results = content
+        yield known.write(path, session, results)
     else:
         raise ValueError(f"{kind} is nothing that a worker can be asked for")
