@@ -8,18 +8,21 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
 from lla_spec.certified import Certified
 from lla_spec.language import registry
+from lla_spec.testing.addresses import address
 from lla_spec.testing.cases import Case
 from lla_spec.testing.certified_cases import certified_cases
 from lla_spec.testing.diagnose import texts
+from lla_spec.testing.drawing import BACKEND, EVERY_CHECK
 from lla_spec.testing.judge import Judgement
-from lla_spec.testing.runner import EVERY_CHECK, Options, Session, law_of
+from lla_spec.testing.runner import Options, Session, law_of
 from lla_spec.testing.strategies import cases, law_cases
-from lla_spec.testing.targets import load, operation_formula
+from lla_spec.testing.targets import TargetError, load, operation_formula
 from lla_spec.testing.verdicts import Result, Row, verdict
 
 Test = Callable[..., Any]
@@ -80,6 +83,7 @@ class RowTests:
             report_multiple_bugs=False,
             phases=[Phase.explicit, Phase.generate, Phase.target],
             suppress_health_check=EVERY_CHECK,
+            backend=BACKEND,
             **kept,
         )(test)
 
@@ -105,7 +109,10 @@ class RowTest:
         )
         self.result: Result | None = None
         self.complaint = ""
-        self.unimplemented = False
+
+    @property
+    def target_name(self) -> str:
+        return self.tests.target_name
 
     def cases(self) -> st.SearchStrategy[Case]:
         """Random cases of this row, inside what the target supports."""
@@ -131,7 +138,7 @@ class RowTest:
         if not self.complaint:
             self._judge(case)
         if self.complaint:
-            raise AssertionError("\n" + self.complaint)
+            raise AssertionError(self.complaint)
 
     def _judge(self, case: Case) -> None:
         session, result = self.tests.session, self.result
@@ -152,11 +159,38 @@ class RowTest:
                 hazards=result.hazards, no_power=result.no_power,
             )  # fmt: skip
         if result.verdict == "no_evidence":
-            return (
-                result.as_json(),
-                f"{self.row.id}: {result.evidence} of {result.examples} cases are evidence, fewer than half",
-            )
+            return result.as_json(), _too_little(result)
         return result.as_json(), ""
+
+
+class LawCheck:
+    """One row of somebody's target as a test's parameter: calling it raises AssertionError where the row fails."""
+
+    def __init__(self, session: Session, row: Row, address: str) -> None:
+        self.session, self.row, self.address = session, row, address
+        self.result: Result | None = None
+
+    def __call__(self) -> None:
+        __tracebackhide__ = True
+        self.result = result = self.session.run(self.row)
+        if result.verdict == "fail":
+            raise AssertionError(texts(self.session, [result], self.address)[0])
+        if result.verdict == "no_evidence":
+            raise AssertionError(_too_little(result))
+
+    def finish(self) -> tuple[dict[str, Any] | None, str]:
+        """(the row as JSON, a complaint about it as a whole); a row whose test did not call it shows nothing."""
+        if self.result is None:
+            return None, f"{self.row.id}: the test did not call law_check(), so nothing was checked"
+        return self.result.as_json(), ""
+
+    @property
+    def target_name(self) -> str:
+        return self.session.target.name
+
+
+def _too_little(result: Result) -> str:
+    return f"{result.row.id}: {result.evidence} of {result.examples} cases are evidence, fewer than half"
 
 
 def parametrize_with_laws(
@@ -174,23 +208,39 @@ def parametrize_with_laws(
     @parametrize_with_laws({"attention": my_attention}, dtypes=["bf16"], devices=["cuda"])
     def test_attention(law_check):
         law_check()
+
+    Everything that is present is checked unless given. A device that is named and absent is a test that fails: skip it
+    by `@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")` above. Raises TargetError for a target
+    that cannot be used, and where no row is left: a test of nothing would pass.
     """
     found = load(target)
-    session = Session(found, Options(tuple(ops), tuple(laws), tuple(dtypes), tuple(devices), contract, examples))
-    rows = [row for row in session.rows() if found.implements(row.op)]
+    absent = [device for device in devices if not _present(device)]
+    present = [device for device in devices if device not in absent]
+    checks: list[Callable[[], None]] = [_absence(device) for device in absent]
+    names = [f"{device} is not available" for device in absent]
+    if present or not devices:
+        options = Options(tuple(ops), tuple(laws), tuple(dtypes), tuple(present), contract, examples)
+        session = Session(found, options)
+        rows = [row for row in session.rows() if found.implements(row.op)]
+        checks += [LawCheck(session, row, address(target, found, row.op)) for row in rows]
+        names += [f"{row.op}-{row.law}-{row.dtype}-{row.device}" for row in rows]
+    if not checks:
+        asked = {"ops": ops, "laws": laws, "dtypes": dtypes, "devices": devices}
+        told = ", ".join(f"{name}={list(given)}" for name, given in asked.items() if given)
+        raise TargetError(f"parametrize_with_laws: {found.name} has no row with {told or 'its dtypes and devices'}")
+    return pytest.mark.parametrize("law_check", checks, ids=names)
 
-    def checking(row: Row) -> Callable[[], None]:
-        def law_check() -> None:
-            __tracebackhide__ = True
-            result = session.run(row)
-            if result.verdict == "fail":
-                raise AssertionError("\n" + texts(session, [result], found.name)[0])
-            if result.verdict == "no_evidence":
-                raise AssertionError(
-                    f"{row.id}: {result.evidence} of {result.examples} cases are evidence, fewer than half"
-                )
 
-        return law_check
+def _present(device: str) -> bool:
+    return not device.startswith("cuda") or torch.cuda.is_available()
 
-    names = [f"{row.op}-{row.law}-{row.dtype}-{row.device}" for row in rows]
-    return pytest.mark.parametrize("law_check", [checking(row) for row in rows], ids=names)
+
+def _absence(device: str) -> Callable[[], None]:
+    def law_check() -> None:
+        __tracebackhide__ = True
+        raise AssertionError(
+            f"devices=[{device!r}]: {device} is not available here, so nothing was checked on it; where that is right, "
+            "skip it: @pytest.mark.skipif(not torch.cuda.is_available(), reason=...)"
+        )
+
+    return law_check

@@ -5,11 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import hypothesis
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
 
 from lla_spec.certified import Certified
 from lla_spec.evaluating.contracts import Contract
@@ -19,6 +16,7 @@ from lla_spec.testing.cases import DTYPES, Case
 from lla_spec.testing.certified import answer_certified, judge_certified
 from lla_spec.testing.certified_cases import build_certified, certified_cases, certified_covering
 from lla_spec.testing.covering import covering, law_covering
+from lla_spec.testing.drawing import draw
 from lla_spec.testing.guarding import Surroundings
 from lla_spec.testing.inputs import build
 from lla_spec.testing.judge import Judgement, answer, judge
@@ -31,7 +29,7 @@ from lla_spec.testing.verdicts import Result, Row, chained, verdict, worst_as_js
 
 @dataclass(frozen=True)
 class Options:
-    """What to run: empty tuples mean everything. `at` sets sizes of the random cases; `limit` is in seconds per call."""
+    """What to run: empty tuples mean everything. `at` sets sizes of the random cases, `limit` the seconds of a call."""
 
     ops: tuple[str, ...] = ()
     laws: tuple[str, ...] = ()
@@ -251,24 +249,3 @@ def law_of(row: Row) -> Law:
         if law.name == row.law:
             return law
     raise TargetError(f"{row.op}: has no law {row.law}")
-
-
-EVERY_CHECK: Any = list(HealthCheck)  # hypothesis guards its own heuristics; a slow oracle is none of them
-
-
-def draw(strategy: Any, count: int, seed: int, label: str) -> list[Case]:
-    """`count` cases of a hypothesis strategy, the same ones for the same seed and label."""
-    drawn: list[Case] = []
-
-    @hypothesis.seed(f"{seed}:{label}")
-    @settings(
-        max_examples=max(count, 1), database=None, deadline=None, phases=[Phase.generate], derandomize=False,
-        suppress_health_check=EVERY_CHECK,
-    )  # fmt: skip
-    @given(strategy)
-    def collect(case: Case) -> None:
-        drawn.append(case)
-
-    if count:
-        collect()
-    return drawn[:count]

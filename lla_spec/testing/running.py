@@ -16,7 +16,7 @@ from lla_spec.testing.errors import TargetError
 from lla_spec.testing.known import Known, Pinned
 from lla_spec.testing.targets import load
 from lla_spec.testing.verdicts import Result, Row
-from lla_spec.testing.workers import WORTH_IT, Died, Job, Worker, crashed, run_on
+from lla_spec.testing.workers import WORTH_IT, Died, Job, Worker, crashed, run_on, told
 
 MOST_JOBS = 4
 MEMORY = 8 << 30  # bytes of data that an isolated worker may hold, where the machine has twice as much
@@ -31,7 +31,7 @@ class Run(Protocol):
     def version(self) -> str: ...
     def rows(self) -> list[Row]: ...
     def results(self, rows: Sequence[Row]) -> Iterator[Result]: ...
-    def texts(self, results: Sequence[Result], shown: str) -> list[str]: ...
+    def texts(self, results: Sequence[Result], shown: str, *, survey: bool = False) -> list[str]: ...
     def pinned(self, known: Known) -> tuple[list[Pinned], list[str]]: ...
     def settle(self, results: Sequence[Result], pinned: Sequence[Pinned]) -> list[str]: ...
     def write_known(self, path: Path, results: Sequence[Result]) -> int: ...
@@ -59,10 +59,9 @@ class Here:
             jobs = 1 if alone else min(os.cpu_count() or 1, MOST_JOBS)
         yield from map(self.session.run, rows) if jobs == 1 else run_on(self.job, rows, jobs)
 
-    def texts(self, results: Sequence[Result], shown: str) -> list[str]:
-        from lla_spec.testing.diagnose import texts
-
-        return texts(self.session, results, shown)
+    def texts(self, results: Sequence[Result], shown: str, *, survey: bool = False) -> list[str]:
+        """What is told of the failures; with `survey` every case of a told row is judged, for its picture."""
+        return told(self.session, results, shown, survey)
 
     def pinned(self, known: Known) -> tuple[list[Pinned], list[str]]:
         """What the pinned cases show now, and a line for each that cannot be looked at here."""
@@ -121,14 +120,14 @@ class Isolated:
     def results(self, rows: Sequence[Row]) -> Iterator[Result]:
         yield from run_on(self.job, rows, self.jobs)
 
-    def texts(self, results: Sequence[Result], shown: str) -> list[str]:
+    def texts(self, results: Sequence[Result], shown: str, *, survey: bool = False) -> list[str]:
         """In a worker as well, for a cause is found by calling the target again. Where that ends the process, the
         operation's failures are told as they were found."""
         results, left = list(results), {result.row.op for result in results}
         while True:
             worker = Worker(self.job)
             try:
-                told, explained = worker.ask("texts", (results, shown))
+                told, explained = worker.ask("texts", (results, shown, survey))
                 for result, found in zip(results, explained, strict=True):
                     vars(result).update(vars(found))
                 return told

@@ -37,7 +37,7 @@ def results_of(rows: Sequence[dict[str, Any]]) -> list[Result]:
     return list(by_row.values())
 
 
-def write_step_summary(rows: Sequence[dict[str, Any]], target: str = "pytest") -> None:
+def write_step_summary(rows: Sequence[dict[str, Any]], target: str) -> None:
     """Append the summary to the file that GITHUB_STEP_SUMMARY names, if it is set."""
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if path:

@@ -78,6 +78,8 @@ class Verification:
         rows = self.target.rows()
         if not rows:
             raise TargetError(f"target {self.target.name}: nothing to check with these options")
+        if self.reports.html is not None:
+            report.need_jinja2()
         journal = Journal(self.reports.journal, self.document)
         resume, known = self.reports.resume, self.reports.known
         results = finished(resume, self.title, self.asked, rows) if resume else []
@@ -91,7 +93,7 @@ class Verification:
         journal.write(results)  # now, and again with the causes: finding these may be interrupted too
         self.out.print(accuracy_table(results, f"target {self.title}   {devices_line()}"))
         if not interrupted:
-            for text in self.target.texts(results, self.shown):
+            for text in self.target.texts(results, self.shown, survey=self.reports.html is not None):
                 self.out.print(f"\n{text}", markup=False, highlight=False)
         for line in [*_reported(results), *told]:
             self.out.print(line, markup=False, highlight=False)

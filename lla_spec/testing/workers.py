@@ -233,10 +233,8 @@ def _answers(session: Any, kind: str, content: Any) -> Iterator[Any]:
     elif kind == "about":
         yield session.target.name, session.target.version, list(session.rows())
     elif kind == "texts":
-        from lla_spec.testing.diagnose import texts
-
-        results, shown = content
-        yield texts(session, results, shown), results
+        results, shown, looked_over = content
+        yield told(session, results, shown, looked_over), results
     elif kind == "pinned":
         yield content.replay(session), content.absent(session)
     elif kind == "settle":
@@ -246,3 +244,15 @@ def _answers(session: Any, kind: str, content: Any) -> Iterator[Any]:
         yield known.write(path, session, results)
     else:
         raise ValueError(f"{kind} is nothing that a worker can be asked for")
+
+
+def told(session: Any, results: Sequence[Result], shown: str, looked_over: bool) -> list[str]:
+    """The texts of what fails; `looked_over`: every case of a row that has one is judged, for its picture."""
+    from lla_spec.testing.diagnose import texts
+    from lla_spec.testing.survey import survey
+
+    found = texts(session, results, shown)
+    for result in results if looked_over else ():
+        if result.text:
+            survey(session, result)
+    return found

@@ -12,7 +12,9 @@ from lla_spec.testing.cases import Case, CaseError, parse
 from lla_spec.testing.covering import covering, law_covering
 from lla_spec.testing.inputs import build
 from lla_spec.testing.layouts import LAYOUTS
+from lla_spec.testing.runner import Options, Session
 from lla_spec.testing.strategies import cases, law_cases
+from lla_spec.testing.targets import load
 
 OPERATIONS = [f for f in registry.operations() if not isinstance(f, Certified)]
 
@@ -88,3 +90,15 @@ def test_what_is_no_case_is_said_in_one_line(text, message):
 def test_a_device_may_have_a_number():
     case = Case("softmax", "definition", "bf16", "cuda:1", (("m", 3),), (2,))
     assert parse(str(case)) == case
+
+
+def test_what_is_drawn_depends_on_the_seed_alone_and_not_on_the_constants_of_a_target(tmp_path, monkeypatch):
+    """hypothesis draws constants from local modules' source; a case must not change with what else is imported."""
+    (tmp_path / "a_target.py").write_text(f"SIZES = {list(range(2, 10))}\nSEEDS = {list(range(10**5, 10**5 + 400))}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    session = Session(
+        load("impl"), Options(ops=("attention", "cross_entropy", "linear"), dtypes=("bf16",), examples=50)
+    )
+    before = {row: list(session.cases(row)) for row in session.rows()}
+    __import__("a_target")
+    assert {row: list(session.cases(row)) for row in before} == before

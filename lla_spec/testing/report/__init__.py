@@ -8,7 +8,7 @@ Every one of them reads the document alone, so a page or a comparison can be mad
 from lla_spec.testing.report.compare import Comparison, compare
 from lla_spec.testing.report.document import Document, ReportError, document, read, text_of, validate, write
 from lla_spec.testing.report.markdown import append_markdown, markdown
-from lla_spec.testing.report.page import html, write_html
+from lla_spec.testing.report.page import html, need_jinja2, write_html
 
 __all__ = [
     "Comparison",
@@ -19,6 +19,7 @@ __all__ = [
     "document",
     "html",
     "markdown",
+    "need_jinja2",
     "read",
     "text_of",
     "validate",

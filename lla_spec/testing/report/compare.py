@@ -67,7 +67,7 @@ class Comparison:
     mended: list[Change] = field(default_factory=list)
     fell: list[Change] = field(default_factory=list)
     rose: list[Change] = field(default_factory=list)
-    moved: list[Change] = field(default_factory=list)  # between verdicts that neither fail
+    moved: list[Change] = field(default_factory=list)  # between other verdicts
     gone: list[Result] = field(default_factory=list)
     new: list[Result] = field(default_factory=list)
     rows: int = 0
@@ -119,8 +119,8 @@ def compare(before: Document, after: Document) -> Comparison:
     return Comparison(
         titles=(before["target"], after["target"]),
         broke=[c for c in differing if _worse(c)],
-        mended=[c for c in differing if c.before.verdict in FAILING and not _worse(c)],
-        moved=[c for c in differing if c.before.verdict not in FAILING and not _worse(c)],
+        mended=[c for c in differing if _better(c)],
+        moved=[c for c in differing if not _worse(c) and not _better(c)],
         fell=sorted((c for c in settled if c.chance(up=True) < level), key=lambda c: -c.factor),
         rose=sorted((c for c in settled if c.chance(up=False) < level), key=lambda c: c.factor),
         gone=[result for row, result in old.items() if row not in new] if asked_alike else [],
@@ -141,6 +141,11 @@ def _worse(change: Change) -> bool:
     """From a verdict that does not fail to one that does, or from something judged to nothing."""
     before, after = change.before.verdict, change.after.verdict
     return after in FAILING and before not in FAILING or before == "pass" and after == "unimplemented"
+
+
+def _better(change: Change) -> bool:
+    """From a failure, a known one too, to a pass."""
+    return change.after.verdict == "pass" and change.before.verdict in (*FAILING, "known")
 
 
 def _differences(before: Document, after: Document) -> list[str]:

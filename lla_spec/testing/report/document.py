@@ -30,6 +30,8 @@ def document(
     `environment`: `table.environment()`, with `command` and `spec` (the target as it was typed) where there are any.
     `run`: what was asked for, by the names of runner.Options.
     """
+    import lla_spec.formulas  # noqa: F401  (declares the pages, whose order this is)
+
     ordered = sorted(results, key=lambda result: _place(result.row))
     return {
         "schema": VERSION,

@@ -23,7 +23,7 @@ def mathml(latex: str) -> str:
     r"""A `<math>` element in display style; `\\` begins a new line.
 
     >>> mathml(r"\frac{a}{2}")
-    '<math display="block"><mfrac><mi>a</mi><mn>2</mn></mfrac></math>'
+    '<math display="block"><mfrac><mrow><mi>a</mi></mrow><mrow><mn>2</mn></mrow></mfrac></math>'
     """
     lines = [_Reader(line).row() for line in re.split(r"\\\\\s*", latex)]
     if len(lines) == 1:
@@ -54,16 +54,17 @@ class _Reader:
         return self.tokens[self.at] if self.at < len(self.tokens) else ""
 
     def _scripted(self) -> str:
-        """An atom with its scripts. Subscripts that follow each other (W_{q}_{i j}) become one, with a comma."""
+        """An atom with its scripts; primes are one above. Subscripts in a row (W_{q}_{i j}) become one."""
         token = self._peek()
-        base = self._atom()
-        below: list[str] = []
-        above = ""
+        name, primes = token.rstrip("'"), "′" * token.count("'")
+        base = self._atom() if not primes else _identifier(name)
+        self.at += bool(primes)
+        below, above = [], f"<mo>{primes}</mo>" if primes else ""
         while self._peek() in ("_", "^"):
             if self._next() == "_":
                 below.append(self._atom())
             else:
-                above = self._atom()
+                above = f"<mrow>{above}{self._atom()}</mrow>"
         under = f"<mrow>{COMMA.join(below)}</mrow>"
         kind = ("munder", "mover", "munderover") if token in LARGE else ("msub", "msup", "msubsup")
         if below and above:
@@ -107,13 +108,8 @@ class _Reader:
         return html.escape("".join(self.tokens[start : self.at - 1]))
 
 
-def _identifier(token: str) -> str:
-    """A name in italics, its digits below it and its primes above: x1' is x with 1 and ′."""
-    letters = token.rstrip("'").rstrip("0123456789")
-    digits, primes = token.rstrip("'")[len(letters) :], "′" * token.count("'")
-    base = f"<mi>{html.escape(letters)}</mi>"
-    if digits and primes:
-        return f"<msubsup>{base}<mn>{digits}</mn><mo>{primes}</mo></msubsup>"
-    if digits:
-        return f"<msub>{base}<mn>{digits}</mn></msub>"
-    return f"<msup>{base}<mo>{primes}</mo></msup>" if primes else base
+def _identifier(name: str) -> str:
+    """A name in italics, its digits below it."""
+    letters = name.rstrip("0123456789")
+    base, digits = f"<mi>{html.escape(letters)}</mi>", name[len(letters) :]
+    return f"<msub>{base}<mn>{digits}</mn></msub>" if digits else base

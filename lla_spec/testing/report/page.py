@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lla_spec.language import registry
+from lla_spec.language import Law, registry
 from lla_spec.testing.cases import DTYPES, CaseError, parse
 from lla_spec.testing.report.document import Document, ReportError
 from lla_spec.testing.report.mathml import mathml
@@ -37,12 +38,19 @@ def write_html(path: str | Path, document: Document, date: str | None = None) ->
     Path(path).write_text(html(document, date), encoding="utf-8")
 
 
+def need_jinja2() -> None:
+    """ReportError where jinja2 is missing; to be asked before a long run rather than after it."""
+    if importlib.util.find_spec("jinja2") is None:
+        raise ReportError('an HTML report needs jinja2: pip install "lla-spec[report]"')
+
+
 def html(document: Document, date: str | None = None) -> str:
     """The page of a report as text."""
-    try:
-        import jinja2
-    except ImportError:
-        raise ReportError('an HTML report needs jinja2: pip install "lla-spec[report]"') from None
+    need_jinja2()
+    import jinja2
+
+    import lla_spec.formulas  # noqa: F401  (declares the formulas and laws that are shown)
+
     loader = jinja2.FileSystemLoader(HERE)
     made = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -162,10 +170,14 @@ def fields_of(lines: Sequence[str]) -> list[tuple[str, str]]:
 
 def statement(op: str, law: str) -> str:
     """A law as MathML, or the formula where it is one of its own; "" where this process has no such declaration."""
-    formula = registry.formulas.get(op)
-    if formula is None or law in OWN_LAWS:
+    formula, found = registry.formulas.get(op), _law(op, law)
+    if law in OWN_LAWS:
         return mathml(formula_latex(formula)) if formula else ""
-    return next((mathml(law_latex(found)) for found in registry.laws_of(op) if found.name == law), "")
+    return mathml(law_latex(found)) if found else ""
+
+
+def _law(op: str, name: str) -> Law | None:
+    return next((law for law in registry.laws_of(op) if law.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -212,7 +224,7 @@ class _Line:
 
     def __init__(self, op: str, name: str, results: Sequence[Result], page: _Page, recorded: Mapping[str, str]) -> None:
         self.op, self.name = op, name
-        law = next((law for law in registry.laws_of(op) if law.name == name), None) if op in registry.formulas else None
+        law = _law(op, name)
         words, status = OWN_LAWS.get(name, ("", ""))
         self.words = " ".join(law.doc.split()) if law else words
         self.status = recorded.get(law.id, "not in the ledger") if law else status
@@ -223,7 +235,6 @@ class _Line:
         found = [(column, by_column.get((column.dtype, column.device))) for column in page.columns]
         self.cells = [(column, result, result and _cell(result)) for column, result in found]
         self.results = [(column, result, replay_line(result, page.spec)) for column, result in found if result]
-        self.verdicts = " ".join(dict.fromkeys(result.verdict for result in results))
         self.failing = any(result.verdict in FAILING for result in results)
 
     @property
@@ -237,8 +248,9 @@ def _cell(result: Result) -> str:
     """What a cell says: the worst ratio of what passes, the verdict (and by how much) of what does not."""
     if result.verdict == "pass":
         return f"{result.worst_ratio:.2f}"
+    worst = max([result.worst_ratio, *result.ratios])  # of all cases, where the row was looked at after it had failed
     if result.verdict == "fail":
-        return f"{result.worst_ratio:.3g} ×".replace("inf", "∞") if result.worst_ratio > 1 else result.kind or "fail"
+        return f"{worst:.3g} ×".replace("inf", "∞") if worst > 1 else result.kind or "fail"
     return {"no_evidence": "no evidence", "unimplemented": "–"}.get(result.verdict, result.verdict)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ def distribution(ratios: Mapping[str, Sequence[float]]) -> str:
     for place, (label, values) in enumerate(ratios.items()):
         base = (place + 1) * (HEIGHT + GAP)
         parts.append(f'<line class="axis" x1="{LEFT}" x2="{width - 44}" y1="{base}" y2="{base}"/>')
-        parts.append(f'<text x="0" y="{base - 3}">{label}</text>')
+        parts.append(f'<text x="0" y="{base - 3}">{html.escape(label)}</text>')
         parts.append(f'<text class="count" x="{width}" y="{base - 3}" text-anchor="end">{len(values)}</text>')
         parts += _bars(values, base)
     parts += [_tick(_left(1 + (power - LOWEST) * PER_DECADE), height, words) for power, words in TICKS.items()]
@@ -41,7 +42,7 @@ def distribution(ratios: Mapping[str, Sequence[float]]) -> str:
     )
     return (
         f'<svg class="distribution" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="distribution of error / bound. {told}">{"".join(parts)}</svg>'
+        f'aria-label="distribution of error / bound. {html.escape(told)}">{"".join(parts)}</svg>'
     )
 
 
@@ -90,10 +91,11 @@ def heat_map(heat: Mapping[str, Any]) -> str:
                 start = x
     drawn = "".join(f'<path class="h{place}" d="{path}"/>' for place, path in enumerate(paths) if path)
     wide, tall = len(rows[0]), len(rows)
+    rows_of, columns_of = map(int, heat["shape"])
     over = sum(value > 1 for row in rows for value in row)
     side = min(MOST_PX / max(wide, tall), CELL_PX)
     size = f"width:{max(side * wide, CELL_PX):.0f}px;height:{max(side * tall, CELL_PX):.0f}px"
-    told = f"error / bound over {heat['shape'][0]} × {heat['shape'][1]} entries; over the bound in {over} cells"
+    told = f"error / bound over {rows_of} × {columns_of} entries; over the bound in {over} cells"
     return (
         f'<svg class="heat" viewBox="0 0 {wide} {tall}" preserveAspectRatio="none" style="{size}" '
         f'shape-rendering="crispEdges" role="img" aria-label="{told}">{drawn}</svg>'
