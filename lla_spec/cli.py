@@ -106,7 +106,7 @@ def verify(
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.path.join(tempfile.gettempdir(), "lla-spec-hypothesis"))
     from lla_spec.testing.workers import Job, server
 
-    if jobs != 1 or isolate:
+    if isolate or jobs > 1 or (jobs == 0 and not (op or law or as_)):  # few rows are worth no second process
         server()
     from lla_spec.testing.runner import Options
     from lla_spec.testing.running import Here, Isolated

@@ -9,6 +9,7 @@ _HOME = {
     "assert_correct": "people",
     "bound": "people",
     "verify": "people",
+    "TooLarge": "sampled",
     "parametrize_with_laws": "pytest_laws",
     "each_operation": "pytest_laws",
     "each_law": "pytest_laws",

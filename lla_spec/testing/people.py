@@ -23,6 +23,7 @@ from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.contracts import contract as named_contract
 from lla_spec.evaluating.edges import ratios
 from lla_spec.interface import signature
+from lla_spec.testing.addresses import address
 from lla_spec.testing.certified import complaint
 from lla_spec.testing.inputs import DTYPE_NAMES
 from lla_spec.testing.judge import as_numpy
@@ -86,9 +87,22 @@ def _call(operation: str, args: Any, kwargs: Any) -> tuple[Call, Tensor | None, 
     if first is None or (vjp and not isinstance(grad, Tensor)):
         raise TypeError(f"{operation}{face}: its tensors must be torch.Tensor")
     try:
-        return read(reader_of(name), (), given), grad, first
+        call = read(reader_of(name), (), given)
+        if any(operand.tensor.is_meta for operand in call.operands.values()):
+            raise NotJudged("an argument is a meta tensor, which has no numbers")
+        return call, grad, first
     except NotJudged as reason:
         raise ArgumentError(f"{operation}: {reason}") from None
+
+
+def _readable(what: str, value: Any) -> Tensor:
+    """A tensor whose numbers can be read. Raises AssertionError."""
+    if not isinstance(value, Tensor):
+        raise AssertionError(f"{what} is {type(value).__name__}, it must be a torch.Tensor")
+    if value.is_meta or value.layout != torch.strided:
+        kind = "a meta tensor, which has no numbers" if value.is_meta else f"a tensor of the layout {value.layout}"
+        raise AssertionError(f"{what} is {kind}; it must be a dense torch.Tensor")
+    return value
 
 
 def _contract(operation: str, dtype: torch.dtype, contract: Any) -> Contract:
@@ -153,11 +167,8 @@ def _named(operation: str, call: Call, results: list[Any], vjp: bool) -> dict[st
     if len(given) != len(keys):
         wanted = f"{len(keys)} gradients ({', '.join(keys)})" if vjp else "one tensor"
         raise AssertionError(f"{operation}: the result is {len(results)} values, it must be {wanted}")
-    for key, value in zip(keys, given, strict=True):
-        if not isinstance(value, Tensor):
-            what = f"gradient of {key}" if key else "result"
-            raise AssertionError(f"{operation}: the {what} is {type(value).__name__}, it must be a torch.Tensor")
-    return dict(zip(keys, given, strict=True))
+    told = [f"{operation}: the {f'gradient of {key}' if key else 'result'}" for key in keys]
+    return {key: _readable(what, value) for key, what, value in zip(keys, told, given, strict=True)}
 
 
 def _gradients(call: Call) -> Iterator[str]:
@@ -210,7 +221,6 @@ def verify(
     """Check a target (module, mapping, object, path) against every law, print the table, return the rows."""
     from rich.console import Console
 
-    from lla_spec.testing.diagnose import texts
     from lla_spec.testing.table import accuracy_table, counts
 
     found = load(target)
@@ -219,7 +229,16 @@ def verify(
     if show:
         console = Console()
         console.print(accuracy_table(results, f"{found.name} {found.version}".strip()))
-        for text in texts(session, results, found.name):
-            console.print(text, markup=False, highlight=False)
+        for text in _told(session, results, target):
+            console.print(text, markup=False, highlight=False, soft_wrap=True)  # a replay line is copied
         console.print(counts(results))
     return results
+
+
+def _told(session: Session, results: list[Result], target: Any) -> Iterator[str]:
+    """The failures, operation by operation: each function may lie in a file of its own."""
+    from lla_spec.testing.diagnose import texts
+
+    for operation in dict.fromkeys(result.row.op for result in results):
+        own = [result for result in results if result.row.op == operation]
+        yield from texts(session, own, address(target, session.target, operation))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lla_spec.testing.pytest_laws import RowTests
 
 PROFILES = {"dev": 20, "ci": 100, "nightly": 2000}
-PROPERTY = "lla_row"
+PROPERTY, TARGET = "lla_row", "lla_target"
 ROWS = pytest.StashKey["RowTests"]()
 SEEN = pytest.StashKey["SeenRows"]()
 
@@ -98,13 +98,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     outcome: Any = yield
-    row: Any = getattr(pyfuncitem, "callspec", None) and pyfuncitem.callspec.params.get("row")
-    if row is None or not hasattr(row, "finish"):
+    given: dict[str, Any] = pyfuncitem.callspec.params if hasattr(pyfuncitem, "callspec") else {}
+    mine = (given.get(name) for name in ("row", "law_check"))  # names that somebody else's parameters may have as well
+    row: Any = next((value for value in mine if isinstance(getattr(value, "target_name", None), str)), None)
+    if row is None:
         return
     result, complaint = row.finish()
-    pyfuncitem.user_properties.append((PROPERTY, result))
+    if result is not None:
+        pyfuncitem.user_properties += [(PROPERTY, result), (TARGET, row.target_name)]
     if complaint and outcome.excinfo is None:
-        outcome.force_exception(AssertionError(complaint))
+        outcome.force_exception(pytest.fail.Exception(complaint, pytrace=False))
 
 
 class SeenRows:
@@ -112,12 +115,13 @@ class SeenRows:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.targets: dict[str, None] = {}  # in their order
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call":
-            self.rows += [
-                value for name, value in report.user_properties if name == PROPERTY and isinstance(value, dict)
-            ]
+            told = report.user_properties
+            self.rows += [value for name, value in told if name == PROPERTY and isinstance(value, dict)]
+            self.targets |= {str(value): None for name, value in told if name == TARGET}
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -141,16 +145,16 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     rows = config.stash[SEEN].rows
     if not rows:
         return
-    from lla_spec.testing.summary import print_summary, write_step_summary
+    from lla_spec.testing.summary import print_summary, results_of, write_step_summary
 
+    target = ", ".join(config.stash[SEEN].targets)
     print_summary(terminalreporter, rows)
-    write_step_summary(rows)
+    write_step_summary(rows, target)
     report = _option(config, "--lla-report")
     if report:
         from lla_spec.testing.table import write_json
-        from lla_spec.testing.verdicts import result_of
 
-        write_json(report, _option(config, "--lla-target"), [result_of(row) for row in rows])
+        write_json(report, target, results_of(rows))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

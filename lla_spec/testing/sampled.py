@@ -172,13 +172,12 @@ class _Cutter(Cutter):
         self.also: Mapping[str, Tensor] = {}
         for name, value in self.values.items():
             own = self.layout.axes.get(name, "").removeprefix(_LEAD)
-            fit = [self.sizes[x] == size for x, size in zip(own[::-1], value.shape[::-1], strict=False)]
-            if name != "mask" and not all(fit):
+            spread = (1,) if name == "mask" else ()
+            fit = [n in (self.sizes[x], *spread) for x, n in zip(own[::-1], value.shape[::-1], strict=False)]
+            if not all(fit):
                 raise NotJudged(f"{name} has shape {tuple(value.shape)}, which does not fit the others")
-        axes = self.layout.axes.values()
-        if not self.layout.work and any(
-            set(self.sizes) <= set(own) for own in axes
-        ):  # its work is an argument's entries
+        whole = any(set(self.sizes) <= set(own) for own in self.layout.axes.values())
+        if whole and not self.layout.work:  # nothing but an argument's entries is run through
             self.entries = effort.entries
 
     def too_much(self) -> bool:

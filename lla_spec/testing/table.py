@@ -31,7 +31,18 @@ CAPTION = "worst error / bound per row; 1 is what the formula, the data and the 
 
 
 def accuracy_table(results: Sequence[Result], title: str) -> Group:
-    """Worst error / bound of each row that passes (1 is the bound), the verdict of each that does not."""
+    """Worst error / bound of each row that passes (1 is the bound), the verdict of each that does not.
+
+    Operations of which the target offers nothing are named in one line.
+    """
+    offered = {result.row.op for result in results if result.verdict != "unimplemented"}
+    shown = [result for result in results if result.row.op in offered]
+    missing = [op for op in dict.fromkeys(result.row.op for result in results) if op not in offered]
+    notes = [CAPTION, *([f"unimplemented: {', '.join(missing)}"] if missing else [])]
+    return Group(Text(title, style="bold"), _table(shown), *(Text(note, style="dim") for note in notes))
+
+
+def _table(results: Sequence[Result]) -> Table:
     dtypes = [dtype for dtype in DTYPES if any(r.row.dtype == dtype for r in results)]
     devices = sorted({r.row.device for r in results})
     table = Table(header_style="bold")
@@ -52,7 +63,7 @@ def accuracy_table(results: Sequence[Result], title: str) -> Group:
         shown = [_cell(cells.get((device, dtype))) for device in devices for dtype in dtypes]
         table.add_row("" if op == before else op, law, *shown)
         before = op
-    return Group(Text(title, style="bold"), table, Text(CAPTION, style="dim"))
+    return table
 
 
 def _place(ops: Sequence[str], op: str, law: str) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from typing import Any
 from lla_spec.testing.targets import TargetError
 from lla_spec.testing.verdicts import Result, Row
 
-WORTH_IT = 24  # rows: fewer are done before a second process has imported torch
+WORTH_IT = 60  # rows: fewer are done before a second process has imported torch
 LOADING_S = 120.0  # for importing a target
 GRACE_S = 5.0  # beyond a call's limit: the alarm inside the process comes first, where it can
 TICK_S = 0.5

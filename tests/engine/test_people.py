@@ -71,6 +71,107 @@ def test_what_is_no_result_is_said_plainly(call, message):
         call(*qkv())
 
 
+def attention_at(rows):
+    made = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(1, rows, 64, generator=made).bfloat16() for _ in range(3))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True), q, k, v
+
+
+def test_long_attention_is_judged_on_rows_that_the_report_counts():
+    out, q, k, v = attention_at(8192)
+    checked = assert_correct("attention", out, q, k, v, is_causal=True)
+    assert re.fullmatch(
+        r"attention: [\d,]+ of 524,288 entries judged \(6\d of 8,192 on axis -2.*\), worst error / bound 0\.\d+; "
+        r"the others were not looked at \(\d+\.\d s\)",
+        str(checked),
+    )
+    assert 0 < checked.ratio <= 1 and checked.seconds < 60
+    again = assert_correct("attention", out, q, k, v, is_causal=True)
+    assert again.looked == checked.looked  # the same rows in every run
+    out[0, 8000:8128] = out[0, 7999:8127].clone()  # a tile of 128 queries, one row off
+    told = r"of \d,\d+ judged entries are outside .*worst \[0,8\d\d\d,\d+\].*; judged: 6\d of 8,192 on axis -2"
+    with pytest.raises(AssertionError, match=told):
+        assert_correct("attention", out, q, k, v, is_causal=True)
+
+
+def test_a_large_softmax_is_judged_in_seconds_and_what_stands_out_is_found_wherever_it_lies():
+    x = torch.randn(8192, 8192, generator=torch.Generator().manual_seed(2), dtype=torch.bfloat16)
+    out = torch.softmax(x, -1)
+    (looked,) = assert_correct("softmax", out, x).looked
+    assert looked.said.endswith("of 8,192 on axis 0") and 0 < looked.judged < looked.entries == 2**26
+    for row, planted in ((4321, float("nan")), (5000, 0.0), (1234, 7.0)):
+        right = out[row].clone()
+        out[row] = planted
+        with pytest.raises(AssertionError, match=rf"8192 of [\d,]+ judged entries .*worst \[{row},\d+\]"):
+            assert_correct("softmax", out, x)
+        out[row] = right
+
+
+def test_gradients_that_sum_over_rows_are_judged_whole_or_refused_in_one_line():
+    made = torch.Generator().manual_seed(3)
+    x, g = torch.randn(3000, 1024, generator=made), torch.randn(3000, 1024, generator=made)
+    leaves = [x.requires_grad_(), torch.ones(1024, requires_grad=True)]
+    dx, dw = torch.autograd.grad(torch.nn.functional.rms_norm(x, (1024,), leaves[1], 1e-6), leaves, g)
+    first, second = assert_correct("rms_norm_vjp", (dx, dw), *leaves, grad_output=g).looked
+    assert "on axis 0" in first.said and second.said == "" and second.judged == 1024
+    with pytest.raises(AssertionError, match="rms_norm_vjp, gradient of weight: 1 of 1024 entries"):
+        assert_correct("rms_norm_vjp", (dx, dw + (torch.arange(1024) == 77)), *leaves, grad_output=g)
+    logits, targets = torch.zeros(1, 1).expand(4096, 32000), torch.zeros(4096, dtype=torch.long)
+    loss = torch.tensor(32000.0).log()
+    told = re.escape("the result was not judged: it is too large to be judged whole") + '.*reduction="none"$'
+    with pytest.raises(ValueError, match=r"^cross_entropy\(logits \(4096, 32000\), targets \(4096,\)\): " + told):
+        assert_correct("cross_entropy", loss, logits, targets)
+    assert_correct("cross_entropy", loss.expand(4096), logits, targets, reduction="none")
+    with pytest.raises(ValueError, match="too large for the bound of every entry; ask for it at some of the rows"):
+        bound("cross_entropy", logits, targets)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda x: assert_correct("softmax", x[1:], x),
+            AssertionError,
+            r"shape \(2999, 1024\), it must be \(3000, 1024\)",
+        ),
+        (
+            lambda x: assert_correct("attention", x, x, x, x, torch.ones(30, 3000, dtype=torch.bool)),
+            ValueError,
+            r"mask has shape \(30, 3000\), which does not broadcast to \(..., 3000, 3000\)",
+        ),
+        (lambda x: assert_correct("matmul", x, x, x), ValueError, r"b has shape \(3000, 1024\), 3000 on axis -2"),
+        (lambda x: assert_correct("softmax", x.long(), x), ValueError, "dtype torch.int64 has no contract"),
+        (lambda x: assert_correct("softmax", x, [1.0]), TypeError, r"softmax\(x\): its tensors must be torch.Tensor"),
+        (
+            lambda x: assert_correct("softmax", x.to("meta"), x),
+            AssertionError,
+            "the result is a meta tensor, which has no",
+        ),
+        (
+            lambda x: assert_correct("softmax", x.to_sparse(), x),
+            AssertionError,
+            "a tensor of the layout torch.sparse_coo",
+        ),
+        (lambda x: assert_correct("softmax", x, x.to("meta")), ValueError, "softmax: an argument is a meta tensor"),
+        (lambda x: assert_correct("softmax", x), TypeError, r"softmax\(x\): missing a required argument"),
+        (lambda x: assert_correct("softmax", (x, x), x), AssertionError, "2 values, it must be one tensor"),
+        (
+            lambda x: assert_correct("matmul_vjp", x, x, x.mT, grad_output=x),
+            AssertionError,
+            r"1 values, it must be 2 gradients \(a, b\)",
+        ),
+        (
+            lambda x: assert_correct("softmax_vjp", x, x, grad_output=x[1:]),
+            ValueError,
+            r"do not broadcast: x \(3000,\), grad_output \(2999,\)",
+        ),
+    ],
+)
+def test_large_tensors_that_do_not_fit_are_named_by_their_own_shapes(call, error, message):
+    with pytest.raises(error, match=message):
+        call(torch.ones(3000, 1024))
+
+
 def test_verify_prints_the_table_and_returns_the_rows(capsys):
     results = verify(
         {"softmax": lambda x: torch.softmax(x.float(), -1).to(x.dtype)}, laws=["definition"], dtypes=["bf16"]

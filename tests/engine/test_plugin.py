@@ -1,4 +1,7 @@
-"""The pytest plugin: rows as items, the table at the end, JSON, xdist, replay, and the floor of evidence."""
+"""The pytest plugin: rows as items, the table at the end, JSON, replay, and the floor of evidence.
+
+Under xdist: tests/engine/test_elsewhere.py, and every run of this suite.
+"""
 
 import fnmatch
 import importlib
@@ -48,11 +51,10 @@ def test_pytest_and_the_command_have_the_same_rows():
     assert sorted(row.id for row in collected) == sorted(row.id for row in session.rows())
 
 
-@pytest.mark.parametrize("extra", [[], ["-n", "2"]], ids=["one process", "xdist"])
-def test_rows_pass_and_the_table_and_the_report_say_so(pytester, extra, monkeypatch):
+def test_rows_pass_and_the_table_and_the_report_say_so(pytester, monkeypatch):
     pytester.makepyfile(TOPIC)
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
-    outcome = pytester.runpytest_inprocess("-q", *SMALL, "--lla-report", "rows.json", *extra)
+    outcome = pytester.runpytest_inprocess("-q", *SMALL, "--lla-report", "rows.json")
     outcome.assert_outcomes(passed=7)
     outcome.stdout.fnmatch_lines(["*cuda not available: nothing on a GPU was checked*", "*softmax*definition*0.*"])
     rows = json.loads((pytester.path / "rows.json").read_text())["results"]
