@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -126,7 +127,7 @@ def verify(
             _sizes(at),
             limit,
         )
-        shown = target if as_ is None else f"{target} --as {as_}"
+        shown = shlex.quote(target) + (f" --as {as_}" if as_ else "")
         job = Job(target, as_, options)
         run = Isolated(job, jobs) if isolate else Here(job, jobs)
         reports = Reports(json_, resume, html, markdown, known, write_known)

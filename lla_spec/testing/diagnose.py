@@ -42,14 +42,15 @@ def explain(session: Session, result: Result, seconds: float = 2.0) -> Judgement
 
 
 def _confirmed(session: Session, result: Result, found: Judgement, seconds: float) -> str:
-    """The first cause that explains this case and most of the other draws that fail as well."""
+    """The first cause that explains this case and most of the other draws that fail as well, or a wide case alone."""
     formula, contract = operation_formula(result.row.op), session.contract(result.row)
+    wide = all(size >= WIDE for _, size in found.case.sizes)
     others: list[Judgement] | None = None
     for seen in causes(formula, found, contract):
         if others is None:
             others = _others(session, result, found.case, seconds)
         held = sum(lessens(formula, other, contract, seen.words) for other in others)
-        if 2 * held > len(others) or not others:
+        if 2 * held > len(others) or (wide and not others):
             return str(seen)
     return ""
 
@@ -83,24 +84,39 @@ def met_contract(session: Session, result: Result) -> str:
     return ""
 
 
-def texts(session: Session, results: Sequence[Result], target_name: str, seconds: float = 10.0) -> list[str]:
-    """One text for each operation and cause among the failing rows; the other rows of that cause are named in it."""
+def texts(
+    session: Session, results: Sequence[Result], target_name: str, seconds: float = 10.0, looking: float = 2.0
+) -> list[str]:
+    """One text for each operation and cause among the failing rows; the other rows of that cause are named in it.
+
+    `seconds` for making a case small, `looking` for finding its cause in other cases.
+    """
     groups: dict[tuple[str, str], list[Result]] = {}
     homes: dict[
         str, list[Result]
     ] = {}  # the group in which a failing call is told, by "operation:definition" or ":vjp"
     seen: dict[int, Judgement] = {}  # by row of a group: the case that its text begins from
     for result in sorted(_failing(results), key=lambda r: r.row.law not in ("definition", "vjp")):
-        home = homes.get(result.failing.called)
-        if home is not None:  # a law that fails in a call which is told already
+        home = homes.get(result.failing.called or _follows(session, result, results))
+        if home is not None:  # it fails in a call which is told already
             home.append(result)
             continue
-        found = explain(session, result)
+        found = explain(session, result, looking)
         group = groups.setdefault((result.row.op, _cause_key(result)), [])
         group.append(result)
         seen.setdefault(id(group), found)
         homes.setdefault(result.failing.called or f"{result.row.op}:{result.row.law}", group)
     return [_text(session, group, seen[id(group)], target_name, seconds) for group in groups.values()]
+
+
+def _follows(session: Session, result: Result, results: Sequence[Result]) -> str:
+    """Whose fault a gradient is that autograd makes of a forward pass which fails in this dtype too; "" otherwise."""
+    row = result.row
+    if row.law != "vjp" or f"{row.op}_vjp" in session.target.functions:
+        return ""
+    forward = replace(row, law="definition")
+    wrong = any(other.row == forward and other.verdict == "fail" for other in results)
+    return f"{row.op}:definition" if wrong else ""
 
 
 def _failing(results: Sequence[Result]) -> list[Result]:

@@ -57,7 +57,7 @@ def describe(
     after = [*_numbers(found), *_verdict(result, found, contract, first)]
     after += _block("also", also, 2)
     after += [f"  {'replay':<{LABEL}}lla-spec replay '{found.case}' --target {target_name}"]
-    after += _block("try", hint(operation_formula(row.op), result, found, found.case), 2)
+    after += _block("try", hint(operation_formula(row.op), result, found), 2)
     room = LINES - len(before) - len(after)
     return "\n".join([*before, *_fitting(_tensors(found), room), *after])
 

@@ -9,7 +9,6 @@ import re
 
 from lla_spec.calls import Formula
 from lla_spec.interface import signature
-from lla_spec.testing.cases import Case
 from lla_spec.testing.judge import Judgement
 from lla_spec.testing.verdicts import Result
 
@@ -88,9 +87,9 @@ BY_MEETS = (
     ("operands rounded to tf32", "torch.backends.cuda.matmul.allow_tf32 = False"),
     ("accumulated in", "accumulate in a wider dtype: x.float() first, .to(x.dtype) last"),
     ("gradient partials", "sum the gradient's blocks in float32 and round once"),
-    ("scores rounded", "keep the scores in float32 until after the softmax"),
-    ("weights rounded", "keep the weights in float32 until the product with v is done"),
-    ("q and k rounded", "multiply the scores by the scale, not q and k"),
+    ("scores", "keep the scores in float32 until after the softmax"),
+    ("weights", "keep the weights in float32 until the product with v is done"),
+    ("q and k", "multiply the scores by the scale, not q and k"),
 )
 
 RETURNS = (
@@ -104,7 +103,7 @@ RETURNS = (
 )
 
 
-def hint(formula: Formula, result: Result, found: Judgement, case: Case) -> str:
+def hint(formula: Formula, result: Result, found: Judgement) -> str:
     """A sentence for this failure; "" where nothing in particular can be said."""
     if result.cause:
         for pattern, words in BY_CAUSE:
@@ -117,7 +116,7 @@ def hint(formula: Formula, result: Result, found: Judgement, case: Case) -> str:
     for label, words in BY_MEETS:
         if f"({label}" in result.meets:
             return f"{words}; or declare it if it is meant: LLA_TARGET['ops']['{result.row.op}']['contract']"
-    return _about_the_case(found, case)
+    return _about_the_case(found)
 
 
 def _about_the_call(formula: Formula, found: Judgement) -> str:
@@ -133,16 +132,16 @@ def _about_the_call(formula: Formula, found: Judgement) -> str:
     return "what it does not take, it may say in LLA_TARGET ('supports', 'dtypes'): then it is not asked for it"
 
 
-def _about_the_case(found: Judgement, case: Case) -> str:
+def _about_the_case(found: Judgement) -> str:
     """What is left in the smallest failing case is what it takes to fail."""
-    worst = found.worst
+    case, worst = found.case, found.worst
     if worst is not None and worst.computed != worst.computed:
         return "NaN is made by 0/0, inf - inf or 0·inf: look for an exp that overflows and a sum that is 0"
     if worst is not None and worst.computed - worst.computed != 0:
         return "look for an exp that overflows, a log of what underflowed to 0, or a product in 16 bits"
     if case.special == "reuse":
         return "the same storage was used with other values before: look for an answer or a constant that is kept"
-    if "expanded" in case.layout or case.layout != "dense":
+    if case.layout != "dense":
         return f"it takes the layout {case.layout}: use the strides, or call .contiguous() first"
     if case.grad != "dense" and case.law == "vjp":
         return f"it takes a cotangent that is {case.grad}: use its strides, or call .contiguous() first"

@@ -34,7 +34,7 @@ class Journal:
 
 
 def finished(path: Path, target: str, run: Mapping[str, Any], rows: Sequence[Row]) -> list[Result]:
-    """The rows of an earlier run that need not be run again: those that did not fail. Empty where there is no file.
+    """The rows of an earlier run in which nothing failed: they need not be run again. Empty where there is no file.
 
     Raises TargetError where that run was of something else than `target` and `run` say.
     """
@@ -50,4 +50,4 @@ def finished(path: Path, target: str, run: Mapping[str, Any], rows: Sequence[Row
             )
     wanted = set(rows)
     found = [result_of(row) for row in before["results"]]
-    return [result for result in found if result.row in wanted and result.verdict != "fail"]
+    return [result for result in found if result.row in wanted and result.verdict not in ("fail", "known")]

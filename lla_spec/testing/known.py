@@ -19,7 +19,7 @@ from lla_spec.testing.diagnose import words_of
 from lla_spec.testing.explaining import lessens
 from lla_spec.testing.judge import Judgement
 from lla_spec.testing.known_entries import Entry, KnownError, read_entries, toml
-from lla_spec.testing.runner import Options, Session
+from lla_spec.testing.runner import Session
 from lla_spec.testing.targets import TargetError, operation_formula
 from lla_spec.testing.verdicts import Result, Row
 
@@ -45,7 +45,7 @@ class Known:
 
     @classmethod
     def read(cls, path: str | Path) -> Known:
-        """Raises KnownError for a file that is not as above."""
+        """Raises KnownError, one line, for a file that is not as known_entries.py says."""
         path = Path(path)
         return cls(path, read_entries(path))
 
@@ -78,7 +78,8 @@ class Known:
             raise KnownError(f"{where}: dtype is {entry.dtype!r}; there are {', '.join(DTYPES)}")
         rows: list[Row] = []
         if target.implements(entry.op):
-            chosen = Options((entry.op,), (entry.law,), (entry.dtype,), contract=session.options.contract)
+            alone = {"ops": (entry.op,), "laws": (entry.law,), "dtypes": (entry.dtype,), "devices": ()}
+            chosen = replace(session.options, **alone)
             rows = list(Session(target, chosen).rows())
         if not rows:
             raise KnownError(f"{where}: target {target.name} has no row {entry.row.id}; remove the entry")
@@ -125,9 +126,12 @@ def settle(
 
 def _shown(pin: Pinned, result: Result) -> Judgement:
     """What the pinned case shows; where it was not replayed, the row says whether it still ends so."""
-    if pin.found is not None:
-        return pin.found
-    return result.failing or Judgement(parse(pin.entry.case), kind=result.kind, message=result.message)
+    return _end(result, pin.entry.case) if pin.found is None else pin.found
+
+
+def _end(result: Result, case: str) -> Judgement:
+    """How a row ended; a process that died before its first case leaves none, then `case` stands for it."""
+    return result.failing or Judgement(parse(result.case or case), kind=result.kind, message=result.message)
 
 
 def _standing(session: Session, entry: Entry, found: Judgement, today: datetime.date) -> tuple[str, str]:
@@ -186,7 +190,7 @@ def _uncovered(session: Session, result: Result, entries: Sequence[Entry]) -> Ju
     if result.verdict != "fail":
         return None
     if result.kind in ENDING:
-        return None if any(entry.kind == result.kind for entry in entries) else result.failing
+        return None if any(entry.kind == result.kind for entry in entries) else _end(result, entries[0].case)
     for found in _failures(session, result.row):
         if all(differs(entry, session, found) for entry in entries):
             return found
@@ -230,7 +234,7 @@ def write(path: str | Path, session: Session, results: Sequence[Result], today: 
 
 def _found(session: Session, result: Result, today: datetime.date) -> list[Entry]:
     """The entries that cover a failing row as it is now."""
-    first = result.failing or Judgement(parse(result.case), kind=result.kind, message=result.message)
+    first = _end(result, result.case)
     rest = [] if result.kind in ENDING else list(_failures(session, result.row))
     seen: list[tuple[Entry, list[Judgement]]] = []
     for found in [first, *rest]:

@@ -29,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--lla-op", action="append", default=[], help="only this operation")
     group.addoption("--lla-examples", type=int, default=None, help="random cases per row, after its covering list")
     group.addoption("--lla-profile", choices=list(PROFILES), default="dev", help="dev 20, ci 100, nightly 2000 cases")
+    group.addoption("--lla-known", default=None, help="a TOML file of failures that are known: docs/known_failures.md")
     group.addoption("--lla-case", default=None, help="replay this one case on --lla-target, then stop")
     group.addoption("--lla-report", default=None, help="write the rows as JSON here")
 
@@ -80,7 +81,8 @@ def rows_of(config: pytest.Config) -> RowTests:
         )
         try:
             session = Session(load(_option(config, "--lla-target")), options)
-            config.stash[ROWS] = RowTests(session, profile, _option(config, "--lla-target"))
+            named = (_option(config, name) for name in ("--lla-target", "--lla-known"))
+            config.stash[ROWS] = RowTests(session, profile, *named)
         except TargetError as error:
             raise pytest.UsageError(str(error)) from None
     return config.stash[ROWS]
@@ -143,18 +145,19 @@ def _is_ours(config: pytest.Config) -> bool:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     rows = config.stash[SEEN].rows
-    if not rows:
+    if not rows or hasattr(config, "workerinput"):  # xdist's workers report to the process that prints
         return
     from lla_spec.testing.summary import print_summary, results_of, write_step_summary
 
     target = ", ".join(config.stash[SEEN].targets)
     print_summary(terminalreporter, rows)
     write_step_summary(rows, target)
-    report = _option(config, "--lla-report")
-    if report:
-        from lla_spec.testing.table import write_json
+    file = _option(config, "--lla-report")
+    if file:
+        from lla_spec.testing import report
+        from lla_spec.testing.table import environment
 
-        write_json(report, target, results_of(rows))
+        report.write(file, report.document(target, results_of(rows), environment()))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -20,6 +20,7 @@ from lla_spec.testing.certified_cases import certified_cases
 from lla_spec.testing.diagnose import texts
 from lla_spec.testing.drawing import BACKEND, EVERY_CHECK
 from lla_spec.testing.judge import Judgement
+from lla_spec.testing.known import Known, settle
 from lla_spec.testing.runner import Options, Session, law_of
 from lla_spec.testing.strategies import cases, law_cases
 from lla_spec.testing.targets import TargetError, load, operation_formula
@@ -49,10 +50,11 @@ def _marked(page: ModuleType, kind: str) -> Callable[[Test], Test]:
 
 
 class RowTests:
-    """Every row of a session as a test's parameter."""
+    """Every row of a session as a test's parameter; `known`: a file of failures that are known."""
 
-    def __init__(self, session: Session, profile: str, target_name: str) -> None:
+    def __init__(self, session: Session, profile: str, target_name: str, known: str | None = None) -> None:
         self.session, self.profile, self.target_name = session, profile, target_name
+        self.pinned = Known.read(known).replay(session) if known else []
         self.rows = list(session.rows())
         self.explained: dict[tuple[str, str], str] = {}
 
@@ -86,6 +88,12 @@ class RowTests:
             backend=BACKEND,
             **kept,
         )(test)
+
+    def settle_known(self, result: Result) -> None:
+        """Set the verdict of a row with known failures; what is said of them goes into its notes."""
+        mine = [pin for pin in self.pinned if pin.entry.row == result.row]
+        if mine:
+            result.notes = [*result.notes, *settle(self.session, [result], mine)]
 
     def explain(self, result: Result) -> str:
         """The failure's text; a cause that was told already is told in one line."""
@@ -132,8 +140,8 @@ class RowTest:
             listed = Session(self.tests.session.target, replace(self.tests.session.options, examples=0))
             self.result = listed.run(self.row)
             if self.result.verdict == "fail":
-                self.complaint = self.tests.explain(self.result)
-        if self.result.verdict == "unimplemented":
+                self._failed(self.result)
+        if self.result.verdict in ("unimplemented", "known"):
             return
         if not self.complaint:
             self._judge(case)
@@ -148,16 +156,24 @@ class RowTest:
         if found.failed:
             session.fail(result, found)
             result.verdict = "fail"
+            self._failed(result)
+
+    def _failed(self, result: Result) -> None:
+        self.tests.settle_known(result)
+        if result.verdict == "fail":
             self.complaint = self.tests.explain(result)
 
     def finish(self) -> tuple[dict[str, Any], str]:
-        """(the row as JSON, what is wrong with it as a whole: too little evidence)."""
+        """(the row as JSON, what is wrong with it as a whole: too little evidence, or a known failure that is not)."""
         result = self.result or Result(self.row, "no_evidence", message="no case was run")
-        if result.verdict not in ("fail", "unimplemented"):
+        if result.verdict not in ("fail", "unimplemented", "known"):
             result.verdict = verdict(
                 failed=False, known=False, unimplemented=False, examples=result.examples, evidence=result.evidence,
                 hazards=result.hazards, no_power=result.no_power,
             )  # fmt: skip
+            self.tests.settle_known(result)
+            if result.verdict == "fail":
+                return result.as_json(), "\n".join([*result.notes, self.tests.explain(result)])
         if result.verdict == "no_evidence":
             return result.as_json(), _too_little(result)
         return result.as_json(), ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,9 +123,3 @@ def devices_in(environment: Mapping[str, Any]) -> str:
         return f"devices cpu, cuda:0 {environment['cuda']}"
     return "devices cpu; cuda not available: nothing on a GPU was checked"
 
-
-def write_json(path: str | Path, target: str, results: Sequence[Result]) -> None:
-    """The report of some results, with the environment as it is now."""
-    from lla_spec.testing import report  # which prints this table's counts
-
-    report.write(path, report.document(target, results, environment()))

@@ -1,4 +1,4 @@
-"""One small run, which the tests of the reports share: a target of a hostile name, right in some rows, wrong in others."""
+"""A small run that the tests of the reports share: a target of a hostile name, right in some rows, wrong in others."""
 
 from functools import cache
 
