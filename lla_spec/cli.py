@@ -74,7 +74,8 @@ def _sizes(at: str) -> dict[str, int]:
 @app.command()
 def verify(
     target: Annotated[
-        str, typer.Argument(help="a module, module:attribute or file.py[:function]; torch_native is bundled")
+        str,
+        typer.Argument(help="a module, module:attribute, file.py[:function], or a bundled one: torch_native, jax, …"),
     ] = "impl",
     op: Annotated[list[str] | None, typer.Option(help="only this operation (may be repeated)")] = None,
     law: Annotated[

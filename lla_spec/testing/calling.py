@@ -112,15 +112,21 @@ def split_arguments(arguments: Arguments, by_keyword: Set[str]) -> tuple[list[An
 
 def call(function: Callable[..., Any], arguments: Arguments, name: str, by_keyword: Set[str]) -> Any:
     """`function` of these, its inputs verified unchanged. Raises Misbehaved where it raises, hangs or writes."""
-    before = {key: _snapshot(value) for key, value in arguments.items() if isinstance(value, Tensor)}
     positional, keywords = split_arguments(arguments, by_keyword)
-    result = _answer(lambda: function(*positional, **keywords), name)
+    with _unchanged(arguments, name):
+        return _answer(lambda: function(*positional, **keywords), name)
+
+
+@contextlib.contextmanager
+def _unchanged(arguments: Arguments, name: str) -> Iterator[None]:
+    """Misbehaved where a call inside succeeds and writes into one of these."""
+    before = {key: _snapshot(value) for key, value in arguments.items() if isinstance(value, Tensor)}
+    yield
     for key, (storage, version_shape) in before.items():
         value = arguments[key]
         assert isinstance(value, Tensor)
         if tuple(value.shape) != version_shape or not _same_bytes(storage, _bytes(value)):
             raise Misbehaved("writes", f"{name}: changes its input {key} in place")
-    return result
 
 
 def _answer(run: Callable[[], Any], name: str) -> Any:
@@ -202,7 +208,9 @@ def autograd_vjp(
         return None
     seed: Any = arguments["grad_output"]
     leaves: list[Any] = [inputs[key] for key in floating]
-    found = _answer(lambda: torch.autograd.grad(output, leaves, seed, allow_unused=True), f"{name}, backward")
+    backward = f"{name}, backward"
+    with _unchanged({**inputs, "grad_output": seed}, backward):
+        found = _answer(lambda: torch.autograd.grad(output, leaves, seed, allow_unused=True), backward)
     by_name = dict(zip(floating, found, strict=True))
     wanted = [formula.parameters[name].role for name in gradient_parameters(formula)]
     return tuple(by_name.get(role.argument) for role in wanted if role is not None)

@@ -18,7 +18,7 @@ from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.edges import hazards, ratios
 from lla_spec.evaluating.operations import bound
-from lla_spec.interface import keyword_names, torch_shape
+from lla_spec.interface import IGNORE_INDEX, keyword_names, torch_shape
 from lla_spec.language import Formula
 from lla_spec.testing.calling import Expected, Misbehaved, autograd_vjp, call, checked, checked_gradients
 from lla_spec.testing.cases import Case
@@ -179,7 +179,7 @@ def _judged_part(
         return {
             key: _free(b, np.True_) for key, b in truth.items()
         }, "a value behind the mask leaks into the result" if leaks else ""
-    if case.index == "all_ignored" and case.law == "definition":
+    if case.law == "definition" and _keeps_nothing(formula, arguments):
         return _of_nothing(target.policy(name, "all_ignored"), truth), ""
     policy = target.policy(name, "fully_masked_row")
     empty: np.ndarray | None = empty_rows(formula, case, arguments)
@@ -191,6 +191,16 @@ def _judged_part(
     # Whatever such a row gives, it may give to every gradient of its matrix.
     matrices = np.asarray(empty.any(tuple(range(len(case.batch), empty.ndim))))
     return {key: _free(b, _over(matrices, formula, case, key, b)) for key, b in truth.items()}, ""
+
+
+def _keeps_nothing(formula: Formula, arguments: Arguments) -> bool:
+    """Whether every target of a loss is ignored: the class of cases that is made so, or one row that happens to be."""
+    for parameter in formula.parameters.values():
+        role = parameter.role
+        if role is not None and role.ignored:
+            targets, ignored = arguments[role.argument], arguments.get(role.ignored, IGNORE_INDEX)
+            return bool((as_numpy(targets) == ignored).all())
+    return False
 
 
 def _of_nothing(policy: str | None, truth: Truth) -> Truth:

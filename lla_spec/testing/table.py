@@ -122,4 +122,3 @@ def devices_in(environment: Mapping[str, Any]) -> str:
     if environment.get("cuda"):
         return f"devices cpu, cuda:0 {environment['cuda']}"
     return "devices cpu; cuda not available: nothing on a GPU was checked"
-

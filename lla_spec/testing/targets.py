@@ -117,6 +117,8 @@ def _bundled(name: str) -> ModuleType:
         return importlib.import_module(bundled.module_of(name))
     except ModuleNotFoundError as error:
         raise TargetError(bundled.needs(name, error.name or str(error))) from None
+    except TargetError:
+        raise
     except BaseException as error:
         raise _import_error(name, error) from error
 

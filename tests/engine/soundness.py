@@ -27,9 +27,9 @@ from lla_spec.evaluating.operations import generic_bound, oracle, sharp_bound
 from lla_spec.language import Formula, registry
 from lla_spec.testing.cases import DTYPES, Case
 from lla_spec.testing.covering import LARGEST, SMALLEST, features
+from lla_spec.testing.drawing import draw
 from lla_spec.testing.inputs import build
 from lla_spec.testing.judge import as_numpy, truth_of, worst_entry
-from lla_spec.testing.drawing import draw
 from lla_spec.testing.strategies import cases
 from lla_spec.testing.threads import one_blas_thread
 from tests.engine import ball_truth

@@ -14,8 +14,8 @@ from lla_spec.symbols import DeclarationError, Sum, index, tensor
 from lla_spec.testing.bits import Bits
 from lla_spec.testing.cases import CaseError, parse
 from lla_spec.testing.certified_cases import build_certified, certified_cases, certified_covering
-from lla_spec.testing.inputs import TORCH_DTYPES
 from lla_spec.testing.drawing import draw
+from lla_spec.testing.inputs import TORCH_DTYPES
 from lla_spec.testing.spectra import SPECTRA
 from lla_spec.testing.strategies import Support
 from tests.engine.witnesses import DTYPES, OPERATIONS, a_case, each_dtype, each_operation, judged, page

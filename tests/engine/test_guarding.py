@@ -136,3 +136,20 @@ def test_ctrl_c_is_not_what_code_under_test_raises_and_cannot_be_swallowed_by_it
 
     with pytest.raises(KeyboardInterrupt):
         result_of(swallows)
+
+
+class WritesBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output.mul_(2)
+
+
+def test_a_backward_pass_that_writes_into_its_cotangent_is_named():
+    target = {"softmax": lambda x: WritesBackward.apply(torch.softmax(x, -1)), "LLA_TARGET": {"dtypes": ["fp32"]}}
+    session = Session(load(target), Options(("softmax",), ("vjp",), ("fp32",), examples=0))
+    (result,) = map(session.run, session.rows())
+    assert (result.kind, result.message) == ("writes", "softmax, backward: changes its input grad_output in place")

@@ -21,9 +21,9 @@ from lla_spec.evaluating.contracts import contract
 from lla_spec.language import registry
 from lla_spec.testing.cases import DTYPES, Case
 from lla_spec.testing.covering import covering
+from lla_spec.testing.drawing import draw
 from lla_spec.testing.inputs import build
 from lla_spec.testing.judge import worst_entry
-from lla_spec.testing.drawing import draw
 from lla_spec.testing.strategies import cases
 from tests.engine.campaign import Arguments, Kernel, RowName, Topic, judged, judged_on, main, on_one_thread, suite_truth
 from tests.engine.loss_kernels import BACKWARD, FORWARD, SLOW, differentiated, gathered, head_loss, losses_by_logsumexp

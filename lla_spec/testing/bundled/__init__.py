@@ -13,13 +13,13 @@ PACKAGES = MappingProxyType(
         "torch_native": {},
         "torch_compile": {},
         "transformers": {"transformers": "transformers"},
-        "jax": {"jax": "jax", "jaxlib": "jaxlib"},
+        "jax": {"jax": "jax"},
         "sklearn": {"sklearn": "scikit-learn"},
         "onnxruntime": {"onnxruntime": "onnxruntime", "onnx": "onnx"},
         "liger": {"liger_kernel": "liger-kernel", "triton": "triton"},
     }
 )
-"""Short name -> the modules that it imports beyond torch, and the distribution of each; the name is an extra as well."""
+"""Short name -> the modules that it imports beyond torch, and the distribution of each; the name is an extra too."""
 
 
 def module_of(name: str) -> str:

@@ -1,5 +1,7 @@
 """JAX's own functions as a target, on its CPU backend: `lla-spec verify jax`. Gradients are jax.vjp's."""
 
+# The package is optional, so it may be missing where types are checked.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import functools

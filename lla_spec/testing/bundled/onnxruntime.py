@@ -1,5 +1,7 @@
 """onnxruntime's CPU kernels as a target: `lla-spec verify onnxruntime`. A graph of one node is built on the spot."""
 
+# The package is optional, so it may be missing where types are checked.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import functools
@@ -11,16 +13,18 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from lla_spec.testing.bundled.shapes import mask_of_heads, mask_of_rows, one_batch, visible, with_heads
+from lla_spec.testing.bundled.shapes import loss_of_no_rows, mask_of_heads, mask_of_rows, one_batch, visible, with_heads
 
-# docs/OperatorKernels.md of onnxruntime lists, per operator, the dtypes that its CPU provider has a kernel for; a float16
-# graph runs with casts to float32 that it inserts by itself. What it has no kernel for it refuses, and is left out here.
+# docs/OperatorKernels.md of onnxruntime: its CPU provider has no bfloat16. epsilon is a float32 attribute in the ONNX
+# standard, so that a norm in float64 is given a number that is off by one part in 10^8.
+_EPSILON = {"contract": {"fp64": {"acc": "fp32"}}}
 LLA_TARGET = {
     "name": "onnxruntime",
     "version": onnxruntime.__version__,
     "devices": ["cpu"],
     "dtypes": ["fp64", "fp32", "fp16"],
     "differentiable": False,
+    "ops": {"layer_norm": _EPSILON, "rms_norm": _EPSILON},
 }
 
 OPSET = 23  # the first with Attention and RMSNormalization
@@ -80,7 +84,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return run("Gemm", x.reshape(-1, x.shape[-1]), weight, bias, transB=1).reshape(*x.shape[:-1], -1)
+    return run("Gemm", x.reshape(-1, x.shape[-1]), weight, bias, transB=1).reshape(*x.shape[:-1], len(weight))
 
 
 def weighted_average(weights: Tensor, v: Tensor) -> Tensor:
@@ -104,7 +108,12 @@ def grouped_query_attention(
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    return run("Attention", q, k, v, mask, **({} if scale is None else {"scale": scale}))
+    """The standard multiplies q and k by sqrt(scale), so its sign goes to q; the runtime refuses an empty batch."""
+    if not q.numel():
+        return q.new_empty(*q.shape[:-1], v.shape[-1])
+    if scale is None:
+        return run("Attention", q, k, v, mask)
+    return run("Attention", q * np.sign(scale), k, v, mask, scale=abs(scale) or 1.0)
 
 
 def embedding(ids: Tensor, weight: Tensor) -> Tensor:
@@ -125,6 +134,8 @@ def _or_ones(weight: Tensor | None, x: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+    if not targets.numel():  # the runtime refuses to reshape it
+        return loss_of_no_rows(logits, targets, reduction)
     rows, words = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
     loss = run("SoftmaxCrossEntropyLoss", rows, words, ignore_index=ignore_index, reduction=reduction)
     return loss.reshape(targets.shape if reduction == "none" else ())

@@ -1,8 +1,9 @@
-"""Shapes as libraries want them: one batch axis instead of any number, heads as an axis, one mask for what is hidden."""
+"""Shapes as libraries want them: one batch axis instead of any number, heads as an axis, one mask for all."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -41,3 +42,9 @@ def mask_of_rows(mask: Tensor | None, q: Tensor) -> Tensor | None:
     if mask is None:
         return None
     return with_heads(mask.expand(*q.shape[:-1], mask.shape[-1]))
+
+
+def loss_of_no_rows(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    """The cross-entropy of an empty batch, for kernels that cannot be launched on one: NaN, 0 or nothing."""
+    loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction=reduction)
+    return loss.reshape(targets.shape) if reduction == "none" else loss

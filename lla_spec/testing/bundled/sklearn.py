@@ -1,5 +1,7 @@
 """scikit-learn's PCA, TruncatedSVD and softmax as a target: `lla-spec verify sklearn`."""
 
+# The package is optional, so it may be missing where types are checked.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,8 +16,9 @@ from sklearn.utils.extmath import softmax as softmax_of_rows
 from torch import Tensor
 
 # randomized_svd (which TruncatedSVD calls) is the scheme of Halko, Martinsson and Tropp, SIAM Review 53 (2011), with
-# p = n_oversamples = 10: by their Theorem 10.5 the error of the subspace is on average at most sqrt(1 + k/(p - 1)) of the
-# optimum, and the cut to rank k adds at most one optimum more (§9.4): together sqrt(2 + k/9) <= 1 + t for k <= 18, t = 1.
+# p = n_oversamples = 10: by their Theorem 10.5 the error of the subspace is on average at most sqrt(1 + k/(p - 1)) of
+# the optimum, and the cut to rank k adds at most one optimum more (§9.4): together sqrt(2 + k/9) <= 1 + t for k <= 18
+# with t = 1. Its power iterations make it better, never worse.
 LLA_TARGET = {
     "name": "scikit-learn",
     "version": sklearn.__version__,
@@ -26,7 +29,7 @@ LLA_TARGET = {
 }
 
 
-def _by_matrix(function: Callable[[np.ndarray], tuple[np.ndarray, ...]], x: Tensor) -> tuple[Tensor, ...]:
+def _by_matrix(function: Callable[..., Any], x: Tensor) -> tuple[Tensor, ...]:
     """`function` of every matrix of a batch, its results with the batch axes in front."""
     matrices = x.numpy().reshape(-1, *x.shape[-2:])
     found = [function(matrix) for matrix in matrices] or [function(np.eye(*x.shape[-2:], dtype=matrices.dtype))]
@@ -34,7 +37,7 @@ def _by_matrix(function: Callable[[np.ndarray], tuple[np.ndarray, ...]], x: Tens
     return tuple(torch.from_numpy(part).reshape(*x.shape[:-2], *part.shape[1:]) for part in stacked)
 
 
-def _by_rows(function: Callable[[np.ndarray], np.ndarray], x: Tensor, width: int) -> Tensor:
+def _by_rows(function: Callable[..., Any], x: Tensor, width: int) -> Tensor:
     """`function` of all rows (n, d) at once, giving (n, width); scikit-learn refuses arrays without any."""
     if not x.numel():
         return x.new_empty(*x.shape[:-1], width)
@@ -46,8 +49,8 @@ def softmax(x: Tensor) -> Tensor:
     return _by_rows(softmax_of_rows, x, x.shape[-1])
 
 
-def pca(x: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    def fitted(matrix: np.ndarray) -> tuple[np.ndarray, ...]:
+def pca(x: Tensor, k: int) -> tuple[Tensor, ...]:
+    def fitted(matrix: np.ndarray) -> Any:
         model = PCA(n_components=k).fit(matrix)
         return model.mean_, model.components_, model.explained_variance_
 
@@ -69,5 +72,5 @@ def pca_inverse(z: Tensor, mean: Tensor, components: Tensor) -> Tensor:
     return _by_rows(_fitted(mean, components).inverse_transform, z, len(mean))
 
 
-def truncated_svd(w: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def truncated_svd(w: Tensor, k: int) -> tuple[Tensor, ...]:
     return _by_matrix(lambda matrix: randomized_svd(matrix, k, random_state=0), w)

@@ -14,9 +14,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attenti
 
 from lla_spec.testing.bundled.shapes import mask_of_heads, mask_of_rows, one_batch, visible, with_heads
 
-# transformers/models/llama/modeling_llama.py, eager_attention_forward: matmul · scaling in the io dtype (two roundings of
-# the scores), softmax(dtype=float32).to(io), matmul: `whiteboard`; in float64 the softmax is float32 as well. A mask adds
-# the least number (masking_utils.eager_mask), so a row that sees nothing averages the values.
+# transformers/models/llama/modeling_llama.py, eager_attention_forward: matmul · scaling in the io dtype (two roundings
+# of the scores), softmax(dtype=float32).to(io), matmul: `whiteboard`; in float64 the softmax is float32 as well. A mask
+# adds the least number (masking_utils.eager_mask), so a row that sees nothing averages the values.
 _EAGER: dict[str, Any] = {
     "contract": {"fp64": {"acc": "fp32"}, "fp32": "fused", "bf16": "whiteboard", "fp16": "whiteboard"},
     "policies": {"fully_masked_row": "mean", "nan_in_masked": "propagates"},
@@ -78,32 +78,25 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6) -> T
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
     """The loss is float32 by its own promise; the last rounding, to the dtype of the logits, is this adapter's."""
-    count = None if reduction == "mean" else 1
+    count = None if reduction == "mean" else torch.tensor(1)
     loss = ForCausalLMLoss(
         logits, targets, logits.shape[-1], num_items_in_batch=count, ignore_index=ignore_index, shift_labels=targets
     )
     return loss.to(logits.dtype)
 
 
-class _Sdpa:
-    """`transformers:sdpa`: the same with sdpa_attention_forward, whose masks are bool."""
+def _sdpa_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, is_causal: bool = False, scale: float | None = None
+) -> Tensor:
+    mask = mask_of_rows(visible(q, k, mask, is_causal), q)
+    return _sdpa(with_heads(q), with_heads(k), with_heads(v), mask, scale).reshape(*q.shape[:-1], v.shape[-1])
 
-    LLA_TARGET = {
-        **LLA_TARGET,
-        "name": "transformers sdpa",
-        "ops": {
-            name: {"policies": {"fully_masked_row": "zeros", "nan_in_masked": "propagates"}}
-            for name in ("attention", "grouped_query_attention")
-        },
-    }
 
-    def attention(self, q, k, v, mask=None, *, is_causal=False, scale=None):  # type: ignore[no-untyped-def]
-        mask = mask_of_rows(visible(q, k, mask, is_causal), q)
-        return _sdpa(with_heads(q), with_heads(k), with_heads(v), mask, scale).reshape(*q.shape[:-1], v.shape[-1])
-
-    def grouped_query_attention(self, q, k, v, mask=None, *, is_causal=False, scale=None):  # type: ignore[no-untyped-def]
-        mask = mask_of_heads(visible(q, k, mask, is_causal), q)
-        return _sdpa(one_batch(q), one_batch(k), one_batch(v), mask, scale).reshape(*q.shape[:-1], v.shape[-1])
+def _sdpa_grouped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, is_causal: bool = False, scale: float | None = None
+) -> Tensor:
+    mask = mask_of_heads(visible(q, k, mask, is_causal), q)
+    return _sdpa(one_batch(q), one_batch(k), one_batch(v), mask, scale).reshape(*q.shape[:-1], v.shape[-1])
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
@@ -111,4 +104,14 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | N
     return out.transpose(1, 2)
 
 
-sdpa = _Sdpa()
+_ZEROS = {"policies": {"fully_masked_row": "zeros", "nan_in_masked": "propagates"}}
+sdpa: dict[str, Any] = {
+    "LLA_TARGET": {
+        **LLA_TARGET,
+        "name": "transformers sdpa",
+        "ops": {"attention": _ZEROS, "grouped_query_attention": _ZEROS},
+    },
+    "attention": _sdpa_attention,
+    "grouped_query_attention": _sdpa_grouped,
+}
+"""`transformers:sdpa`: the same with sdpa_attention_forward, whose masks are bool."""
