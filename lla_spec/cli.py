@@ -75,7 +75,7 @@ def _sizes(at: str) -> dict[str, int]:
 def verify(
     target: Annotated[
         str,
-        typer.Argument(help="a module, module:attribute, file.py[:function], or a bundled one: torch_native, jax, …"),
+        typer.Argument(help="module, module:attribute, file.py[:function], or a bundled one: torch_native, jax, …"),
     ] = "impl",
     op: Annotated[list[str] | None, typer.Option(help="only this operation (may be repeated)")] = None,
     law: Annotated[

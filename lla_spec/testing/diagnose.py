@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from lla_spec.evaluating.contracts import lattice
 from lla_spec.language import Formula, Law
 from lla_spec.testing.cases import Case
 from lla_spec.testing.causes import EVERY_STEP
-from lla_spec.testing.explaining import causes, lessens
+from lla_spec.testing.explaining import Cause, causes, lessens
 from lla_spec.testing.failure import RATIO_KINDS, describe
 from lla_spec.testing.judge import Judgement
 from lla_spec.testing.runner import Session, law_of
@@ -46,13 +47,25 @@ def _confirmed(session: Session, result: Result, found: Judgement, seconds: floa
     formula, contract = operation_formula(result.row.op), session.contract(result.row)
     wide = all(size >= WIDE for _, size in found.case.sizes)
     others: list[Judgement] | None = None
+    likely: list[Cause] = []
     for seen in causes(formula, found, contract):
         if others is None:
             others = _others(session, result, found.case, seconds)
         held = sum(lessens(formula, other, contract, seen.words) for other in others)
         if 2 * held > len(others) or (wide and not others):
-            return str(seen)
-    return ""
+            likely.append(seen)
+    return str(_clearest(session, result, found.case, likely)) if likely else ""
+
+
+def _clearest(session: Session, result: Result, case: Case, likely: Sequence[Cause]) -> Cause:
+    """Of several causes the one that explains most draws in which no two sizes are equal; the first of those."""
+    if len(likely) == 1:
+        return likely[0]
+    formula, contract = operation_formula(result.row.op), session.contract(result.row)
+    judging, base = session.judging(result.row, contract), _apart(case)
+    draws = [judging(replace(base, seed=base.seed + step)) for step in range(1, ENOUGH + 1)]
+    failing = [found for found in draws if found.kind == result.kind]
+    return max(likely, key=lambda seen: sum(any(causes(formula, f, contract, only=seen.words)) for f in failing))
 
 
 def _others(session: Session, result: Result, case: Case, seconds: float) -> list[Judgement]:
@@ -69,6 +82,14 @@ def _others(session: Session, result: Result, case: Case, seconds: float) -> lis
             if len(failing) == ENOUGH or time.monotonic() > end:
                 return failing
     return failing
+
+
+def _apart(case: Case) -> Case:
+    """The case with no two sizes equal: 1/√m is not 1/√e there."""
+    sizes: dict[str, int] = {}
+    for name, size in case.sizes:
+        sizes[name] = next(larger for larger in itertools.count(max(size, WIDE)) if larger not in sizes.values())
+    return case.with_sizes(sizes)
 
 
 def met_contract(session: Session, result: Result) -> str:

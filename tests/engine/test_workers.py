@@ -96,7 +96,7 @@ def test_isolated_a_call_in_c_a_memory_bomb_and_a_probe_that_exits_are_rows_that
     monkeypatch.setattr(workers, "GRACE_S", 0.5)
     monkeypatch.setattr("lla_spec.testing.running.MEMORY", 3 << 30)
     options = {"laws": ("definition",), "ops": ("softmax", "log_softmax", "logsumexp"), "dtypes": ("fp32", "fp64")}
-    target = Isolated(Job(written("traps.py", TRAPS), None, Options(**options, limit=3.0)), 2)
+    target = Isolated(Job(written("traps.py", TRAPS), None, Options(**options, limit=1.0)), 2)
     found = {(r.row.op, r.row.dtype): r for r in target.results(target.rows())}
     hang, bomb, exits = (found[key] for key in (("softmax", "fp32"), ("log_softmax", "fp32"), ("logsumexp", "fp64")))
     assert (hang.verdict, hang.kind) == ("fail", "hangs") and "only ends with its process" in hang.message
