@@ -37,6 +37,7 @@ class Features:
     summed: tuple[str, ...]  # those that a sum runs over
     exponential: bool
     mask: bool
+    masked: tuple[str, ...]  # the axes along which the mask hides
     causal: tuple[str, str] | None  # the (query, key) dimensions
     squared: tuple[str, ...]  # a dimension that looks at itself: arrays grow with its square
     scalars: dict[str, tuple[float, ...]]  # the values to try, by name
@@ -66,6 +67,7 @@ def features(formula: Formula) -> Features:
         summed=tuple(dim.name for dim in found if dim in summed),
         exponential=any(t.body is not None and t.body.has(sp.exp) for t in definitions(formula.result)),
         mask=bool(masks),
+        masked=tuple(p.axes[-1].dim.name for p in masks),
         causal=causal,
         squared=tuple({a.dim.name for p in masks for a, b in itertools.pairwise(p.axes) if a.dim == b.dim}),
         scalars={
@@ -107,6 +109,7 @@ def covering(formula: Formula, law: str, dtype: str, device: str = "cpu") -> lis
         *(_indices(f, base) if f.index else ()),
         *_arguments(f, base),
         *_specials(f, base),
+        *_long_masks(f, base),
     ]
     return [(name, replace(_bounded(f, case), seed=number + 1)) for number, (name, case) in enumerate(classes)]
 
@@ -226,6 +229,15 @@ def _masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
             yield "causal, a negative scale, several tiles", skewed
         yield "causal and padding", replace(square.with_sizes({query: 7, key: 11}), mask="padding")
         yield "causal and empty rows", replace(square.with_sizes({query: 7, key: 9}), mask="empty_rows")
+
+
+def _long_masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+    """More kept of a long axis than 16 bits count to, other numbers in each matrix: a count in the io dtype is seen."""
+    long = STAGNATION if base.dtype != "fp16" else 8 * STAGNATION  # fp16 counts to 2^11, bf16 to 2^8
+    for name in f.masked:
+        if name in f.summed and name not in f.squared:
+            wide = replace(base, sizes=_sizes(f.dims, 3, 21, 5, 7), batch=(9,), mask="per_batch", family="positive")
+            yield f"a mask over a long {name}", wide.with_sizes({name: long})
 
 
 def _indices(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
