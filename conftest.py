@@ -7,3 +7,8 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 pytest_plugins = ["lla_spec.testing.plugin"]
+
+# Doctests are found by importing every module, and these refuse that where what they adapt is absent: a package, or
+# torch_compile's C++ compiler.
+_ADAPTERS = ("jax", "liger", "onnxruntime", "sklearn", "torch_compile", "transformers")
+collect_ignore = [f"lla_spec/testing/bundled/{name}.py" for name in _ADAPTERS]

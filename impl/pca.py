@@ -70,8 +70,7 @@ def pca_transform_vjp(
     grad_output: Float[Tensor, "*batch k"],
 ) -> tuple[Float[Tensor, "*#batch d"], Float[Tensor, "*#batch d"], Float[Tensor, "*#batch k d"]]:
     """(dx, dmean, dcomponents) = (G V, -Σ_i (G V)_i, Gᵀ (x - μ)), each summed over its broadcast axes."""
-    leading = _check_transform("pca_transform_vjp", x, mean, components)
-    shape = _result_shape(leading, x, components.shape[-2])
+    shape = _check_transform("pca_transform_vjp", x, mean, components)
     check_grad_output("pca_transform_vjp", grad_output, shape, "x", x)
     return _vjp(_TRANSFORM_GRADS, x, mean, components, grad_output)
 
@@ -97,8 +96,7 @@ def pca_inverse_vjp(
     grad_output: Float[Tensor, "*batch d"],
 ) -> tuple[Float[Tensor, "*#batch k"], Float[Tensor, "*#batch d"], Float[Tensor, "*#batch k d"]]:
     """(dz, dmean, dcomponents) = (G Vᵀ, Σ_i G_i, zᵀ G), each summed over its broadcast axes."""
-    leading = _check_inverse("pca_inverse_vjp", z, mean, components)
-    shape = _result_shape(leading, z, components.shape[-1])
+    shape = _check_inverse("pca_inverse_vjp", z, mean, components)
     check_grad_output("pca_inverse_vjp", grad_output, shape, "z", z)
     return _vjp(_INVERSE_GRADS, z, mean, components, grad_output)
 
@@ -113,28 +111,28 @@ def _like(x: Tensor, result: Tensor) -> Tensor:
     return result if x.ndim > 1 else result[..., 0, :]
 
 
-def _result_shape(leading: tuple[int, ...], x: Tensor, last: int) -> tuple[int, ...]:
-    return (*leading, *x.shape[-2:-1], last)
-
-
 def _check_transform(operation: str, x: Tensor, mean: Tensor, components: Tensor) -> tuple[int, ...]:
+    """The shape of the scores."""
     check_floating(operation, x=x, mean=mean, components=components)
     check_axes(operation, "x", x, "d")
     check_axes(operation, "mean", mean, "d")
     check_axes(operation, "components", components, "k, d")
     check_size(operation, "d", "mean", mean, -1, "x", x, -1)
     check_size(operation, "d", "components", components, -1, "x", x, -1)
-    return check_leading(operation, 2, x=_as_rows(x), mean=mean[..., None, :], components=components)
+    leading = check_leading(operation, 2, x=_as_rows(x), mean=mean[..., None, :], components=components)
+    return (*leading, *x.shape[-2:-1], components.shape[-2])
 
 
 def _check_inverse(operation: str, z: Tensor, mean: Tensor, components: Tensor) -> tuple[int, ...]:
+    """The shape of the observations."""
     check_floating(operation, z=z, mean=mean, components=components)
     check_axes(operation, "z", z, "k")
     check_axes(operation, "mean", mean, "d")
     check_axes(operation, "components", components, "k, d")
     check_size(operation, "k", "components", components, -2, "z", z, -1)
     check_size(operation, "d", "mean", mean, -1, "components", components, -1)
-    return check_leading(operation, 2, z=_as_rows(z), mean=mean[..., None, :], components=components)
+    leading = check_leading(operation, 2, z=_as_rows(z), mean=mean[..., None, :], components=components)
+    return (*leading, *z.shape[-2:-1], components.shape[-1])
 
 
 _Gradient = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

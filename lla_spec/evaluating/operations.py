@@ -8,7 +8,7 @@ Arguments are float64 arrays that hold exactly what the kernel was given, by tor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,11 @@ Arguments = Mapping[str, Any]
 Results = dict[str, Any]
 
 BALL_BITS = (128, 512, 2560)
-"""Precisions that are tried in turn until every entry's ball rounds to one float64. Products of scores near the largest
-float64 need the last one before exp."""
+"""Precisions that are tried in turn until every entry is known well enough (`_settled`). Products of scores near the
+largest float64 need the last one before exp."""
 
-NEGLIGIBLE = 2.0**-300
+NEGLIGIBLE = 2.0**-300  # of the largest result: the exact 0 of a key bias's gradient has no first digit to be found
+UNSEEN = 2.0**-20  # of a bound: what a ball leaves open is added to it, and this much changes no verdict
 
 GENERIC_ENTRIES = 1 << 12
 """The generic rule is evaluated beside a sharp one up to this many entries of the largest array on the way, since it
@@ -75,7 +76,8 @@ def bound(
     """The result and, entry by entry, the most that a kernel of that contract may differ: Bounded, or a dict of them.
 
     On integers whose sums fit the accumulator the error is 0, and the value is the exact result rounded once
-    (exactness).
+    (exactness). Elsewhere the value is float64's; with `exact` it is off by no more than 2^-20 of the error, which
+    allows for it (`oracle` rounds correctly).
 
     The error is the smaller one of the sharp rule's and the generic rule's, forward (unless scores are cast) and for
     multilinear gradients: there both hold for every kernel of the contract (tests/engine/test_generic_bounds.py). The
@@ -86,23 +88,17 @@ def bound(
     formula = operation(name)
     prepared = prepare(formula, arguments, vjp=vjp, causal_alignment=causal_alignment)
     found = special(prepared)
-    values, residuals = _values(prepared, found, exact)
     oracle_u = 0.0 if exact else ORACLE_U
     sharp = _sharp(name, _explicit(name, prepared, arguments), contract, vjp, oracle_u)
-    bounds = {key: None if sharp is None else _renamed(sharp, name, key, vjp) for key in values}
+    bounds = {} if sharp is None else {key: _renamed(sharp, name, key, vjp) for key in prepared.axes}
     if sharp is None or (_generic_holds(name, prepared, contract, vjp) and prepared.entries <= GENERIC_ENTRIES):
         for key, generic in _generic(prepared, found, contract, oracle_u, vjp).items():
-            other = bounds[key]
-            bounds[key] = generic if other is None else generic.minimum(other)
+            bounds[key] = generic.minimum(bounds[key]) if key in bounds else generic
     if found is None and results_are_exact(prepared, contract):
+        values, _ = _values(prepared, found, exact)
         cast = {key: rounded(value, contract.io) for key, value in values.items()}
         return _named(name, {key: Bounded(value, np.zeros(value.shape)) for key, value in cast.items()}, vjp)
-    judged = {}
-    for key, value in values.items():
-        chosen = bounds[key]
-        assert chosen is not None
-        judged[key] = _judged(prepared, found, key, value, chosen, residuals.get(key))
-    return _named(name, judged, vjp)
+    return _named(name, _around(prepared, found, bounds, exact), vjp)
 
 
 def generic_bound(
@@ -117,10 +113,8 @@ def generic_bound(
     """As `bound`, by the generic rule alone."""
     prepared = prepare(operation(name), arguments, vjp=vjp, causal_alignment=causal_alignment)
     found = special(prepared)
-    values, residuals = _values(prepared, found, exact)
     bounds = _generic(prepared, found, contract, 0.0 if exact else ORACLE_U, vjp)
-    judged = {k: _judged(prepared, found, k, values[k], bounds[k], residuals.get(k)) for k in values}
-    return _named(name, judged, vjp)
+    return _named(name, _around(prepared, found, bounds, exact), vjp)
 
 
 def sharp_bound(
@@ -134,10 +128,12 @@ def sharp_bound(
 # ---- values
 
 
-def _values(prepared: Prepared, found: Special | None, exact: bool) -> tuple[dict[str, Array], dict[str, Array]]:
+def _values(
+    prepared: Prepared, found: Special | None, exact: bool, bounds: Mapping[str, Bounded] | None = None
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """The values by result name, and how far the exact ones are from these where balls were used."""
     if exact:
-        high, residuals = _exact(prepared, found)
+        high, residuals = _exact(prepared, found, bounds or {})
     else:
         high, residuals = _evaluated(prepared, found, Float64()), {}
     return {name: _conventions(prepared, found, name, value) for name, value in high.items()}, residuals
@@ -149,13 +145,15 @@ def _evaluated(prepared: Prepared, found: Special | None, domain: Any) -> dict[s
     return found.choose(lambda inputs: prepared.run(domain, inputs), lambda a, b, where: np.where(where, b, a))
 
 
-def _exact(prepared: Prepared, found: Special | None) -> tuple[dict[str, Array], dict[str, Array]]:
+def _exact(
+    prepared: Prepared, found: Special | None, bounds: Mapping[str, Bounded]
+) -> tuple[dict[str, Array], dict[str, Array]]:
     enclosures: dict[str, balls.Enclosure] = {}
     for bits in BALL_BITS:
         with balls.precision(bits):
             values = _evaluated(prepared, found, balls.Balls())
             enclosures = {name: balls.enclosure(value) for name, value in values.items()}
-        if _settled(enclosures.values()):
+        if _settled(enclosures, bounds):
             break
     # A ball around 0 that did not settle is as good as 0, and no better than its far end.
     unknown = {name: ~e.rounded & (np.abs(e.high + e.low) <= e.radius) for name, e in enclosures.items()}
@@ -164,13 +162,19 @@ def _exact(prepared: Prepared, found: Special | None) -> tuple[dict[str, Array],
     return high, {name: far[name] + np.abs(e.low) + e.radius for name, e in enclosures.items()}
 
 
-def _settled(enclosures: Collection[balls.Enclosure]) -> bool:
-    """Whether every ball rounds to one float64, or is so small beside the results that it hides nothing: the exact 0
-    of a key bias's gradient has no first digit to be found. What stays open is added to the bound.
+def _settled(enclosures: Mapping[str, balls.Enclosure], bounds: Mapping[str, Bounded]) -> bool:
+    """Whether every ball rounds to one float64, or leaves so little open that it hides nothing: beside the largest
+    result, or beside the bound that the value is wanted for. What stays open is added to the bound.
     """
-    known = [np.abs(e.high[e.rounded & np.isfinite(e.high)]) for e in enclosures]
+    known = [np.abs(e.high[e.rounded & np.isfinite(e.high)]) for e in enclosures.values()]
     largest = max((values.max(initial=0.0) for values in known), default=0.0)
-    return all((e.rounded | (np.abs(e.low) + e.radius <= NEGLIGIBLE * largest)).all() for e in enclosures)
+    for name, e in enclosures.items():
+        settled = e.rounded | (np.abs(e.low) + e.radius <= NEGLIGIBLE * largest)
+        if name in bounds:
+            settled |= np.isfinite(e.radius) & (e.radius <= UNSEEN * bounds[name].error)
+        if not settled.all():
+            return False
+    return True
 
 
 def _conventions(prepared: Prepared, found: Special | None, name: str, value: Array) -> Array:
@@ -231,6 +235,14 @@ def _torch_mask(name: str, key: str, prepared: Prepared) -> Array:
 def _sharp(name: str, arguments: Arguments, contract: Contract, vjp: bool, oracle_u: float) -> Any:
     rule = rule_for(f"{name}_vjp" if vjp else name)
     return None if rule is None else rule(arguments, contract, oracle_u=oracle_u)
+
+
+def _around(
+    prepared: Prepared, found: Special | None, bounds: Mapping[str, Bounded], exact: bool
+) -> dict[str, Bounded]:
+    """The bounds around the values that are known well enough for them."""
+    values, residuals = _values(prepared, found, exact, bounds)
+    return {k: _judged(prepared, found, k, values[k], bounds[k], residuals.get(k)) for k in values}
 
 
 def _judged(

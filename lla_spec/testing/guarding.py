@@ -8,6 +8,7 @@ the generators are set back without a word. So are printed lines: they go to std
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import random
 import signal
@@ -81,10 +82,8 @@ class Surroundings:
 
     def __init__(self) -> None:
         self.functions = {
-            (owner, name): value
+            owner: {name: value for name, value in vars(found).items() if callable(value) and not name.startswith("_")}
             for owner, found in OWNERS.items()
-            for name, value in vars(found).items()
-            if callable(value) and not name.startswith("_")
         }
         self.hooks = {name: dict(getattr(module, name)) for name in HOOKS if hasattr(module, name)}
         self.generators = (random.getstate(), np.random.get_state(), torch.get_rng_state())
@@ -107,15 +106,16 @@ class Surroundings:
         torch.set_rng_state(self.generators[2])
 
     def _replaced(self) -> Iterator[tuple[str, str]]:
-        for (owner, name), value in list(self.functions.items()):
-            found = vars(OWNERS[owner]).get(name)
-            if found is value:
+        for owner, functions in self.functions.items():
+            now = vars(OWNERS[owner]).get
+            if all(map(operator.is_, map(now, functions), functions.values())):  # after every case: it has to be quick
                 continue
-            if _is_torchs_own(found, name):
-                self.functions[owner, name] = found
-                continue
-            setattr(OWNERS[owner], name, value)
-            yield owner, name
+            for name, value in functions.items():
+                if _is_torchs_own(now(name), name):
+                    functions[name] = now(name)
+                elif now(name) is not value:
+                    setattr(OWNERS[owner], name, value)
+                    yield owner, name
 
 
 def _is_torchs_own(found: Any, name: str) -> bool:

@@ -23,7 +23,7 @@ import lla_spec.formulas  # noqa: F401  (declares the operations)
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract, contract
 from lla_spec.evaluating.edges import hazards
-from lla_spec.evaluating.operations import generic_bound, oracle, sharp_bound
+from lla_spec.evaluating.operations import UNSEEN, generic_bound, oracle, sharp_bound
 from lla_spec.language import Formula, registry
 from lla_spec.testing.cases import DTYPES, Case
 from lla_spec.testing.covering import LARGEST, SMALLEST, features
@@ -160,16 +160,19 @@ def _sharp_over_generic(formula: Formula, law: str, arguments: Mapping[str, Any]
 def _second_opinion(formula: Formula, law: str, arguments: Mapping[str, Any], truth: Truth) -> Iterator[str]:
     """Where the balls of ball_truth.py contradict the exact oracle, or the float64 one by more than the bound."""
     given, vjp = {name: as_numpy(value) for name, value in arguments.items()}, law == "vjp"
-    plain = oracle(formula.name, given, vjp=vjp)
+    plain, rounded = (oracle(formula.name, given, vjp=vjp, exact=exact) for exact in (False, True))
     for key, (value, radius) in ball_truth.truth(formula.name, given, vjp=vjp).items():
-        exact, error = truth[key].value, truth[key].error
-        computed = plain[key] if vjp else plain
+        judged, error = truth[key].value, truth[key].error
+        computed, exact = (plain[key], rounded[key]) if vjp else (plain, rounded)
         with np.errstate(all="ignore"):
             # 2·radius: one unit in the last place where the exact number lies half way, and nothing elsewhere.
             agrees = (exact == value) | (np.abs(exact - value) <= 2 * radius)
+            known = (judged == value) | (np.abs(judged - value) <= 2 * radius + UNSEEN * error)
             inside = (computed == value) | (np.abs(computed - value) <= error + radius)
         if not (agrees | np.isnan(exact)).all():
             yield f"the exact oracle of {key or 'the result'} is not correctly rounded"
+        if not (known | np.isnan(judged)).all():
+            yield f"the value that {key or 'the result'} is judged by is further off than its bound does not see"
         if not (inside | np.isinf(error) | np.isnan(exact)).all():
             yield f"the float64 oracle of {key or 'the result'} is beyond the bound of fp64"
 

@@ -76,22 +76,36 @@ def test_a_kernel_that_breaks_its_promise_is_a_violation(monkeypatch):
     assert len(row.violations) >= 10 and max(row.worst) > 1.5
 
 
-@pytest.mark.parametrize("vjp", [False, True])
-def test_an_oracle_that_is_off_by_one_unit_in_the_last_place_is_a_violation(monkeypatch, vjp):
-    law = "vjp" if vjp else "definition"
+def up(values):
+    """The next float64 of each."""
+    return {key: up(x) for key, x in values.items()} if isinstance(values, dict) else np.nextafter(values, np.inf)
 
-    def off(formula, arguments, declared, *, vjp):
-        truth = truth_of(formula, arguments, declared, vjp=vjp)
-        return {key: b.around(np.nextafter(b.value, np.inf)) for key, b in truth.items()}
 
-    monkeypatch.setattr(soundness, "truth_of", off)
+@pytest.mark.parametrize("law", ["definition", "vjp"])
+def test_an_oracle_that_is_off_by_one_unit_in_the_last_place_is_a_violation(monkeypatch, law):
+    def off(name, arguments, *, vjp, exact):
+        found = oracle(name, arguments, vjp=vjp, exact=exact)
+        return up(found) if exact else found
+
+    monkeypatch.setattr(soundness, "oracle", off)
     row = judged(registry.formulas["softmax"], law, "fp64", "strict", 10, seed=2)
     assert any("is not correctly rounded" in line for line in row.violations)
 
 
+@pytest.mark.parametrize("law", ["definition", "vjp"])
+def test_a_value_to_judge_by_that_is_off_by_one_unit_in_the_last_place_is_a_violation(monkeypatch, law):
+    def off(formula, arguments, declared, *, vjp):
+        truth = truth_of(formula, arguments, declared, vjp=vjp)
+        return {key: b.around(up(b.value)) for key, b in truth.items()}
+
+    monkeypatch.setattr(soundness, "truth_of", off)
+    row = judged(registry.formulas["softmax"], law, "fp64", "strict", 10, seed=2)
+    assert any("further off than its bound does not see" in line for line in row.violations)
+
+
 def test_a_float64_oracle_that_is_wrong_is_a_violation(monkeypatch):
-    def wrong(name, arguments, *, vjp):
-        return oracle(name, arguments, vjp=vjp) * (1 + 1e-9)
+    def wrong(name, arguments, *, vjp, exact):
+        return oracle(name, arguments, vjp=vjp, exact=exact) * (1 if exact else 1 + 1e-9)
 
     monkeypatch.setattr(soundness, "oracle", wrong)
     row = judged(registry.formulas["softmax"], "definition", "fp64", "strict", 10, seed=2)

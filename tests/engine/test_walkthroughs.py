@@ -77,7 +77,7 @@ BEYOND = ("prove sine_of_a_sum", "prove value_bias_vanishes", "verify --law valu
 
 def copied(folder):
     for name in ("lla_spec", "impl"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name)
     (folder / "tests").mkdir()
     for name in ("pyproject.toml", "conftest.py", "tests/test_attention.py"):
         shutil.copy(ROOT / name, folder / name)

@@ -33,6 +33,7 @@ class Wrong(NamedTuple):
 TILED = "query head p looks at key-value head p mod g"
 M1, M2 = "dx lacks its term m₁ = mean ĝ", "dx lacks its term m₂ = mean ĝ∘x̂"
 ALL_TOKENS = "it divides by all tokens, not by those that the mask keeps"
+SUMS_IN_IO = "sums are rounded to bf16 on their way"
 AVERAGED = "the gradient of {} is averaged over the rows, not summed"
 
 MAPS = {
@@ -90,7 +91,9 @@ LOOKUPS = {
     ),
     "embedding_gradient_stagnates": Wrong("embedding", "vjp", shows="gradient of weight [", dtype="bf16"),
     "pool_over_all": Wrong("mean_pool", "definition", ALL_TOKENS),
+    "pool_counts_in_io": Wrong("mean_pool", "definition", SUMS_IN_IO, dtype="bf16"),
     "pool_gradient_over_all": Wrong("mean_pool", "vjp", ALL_TOKENS),
+    "pool_gradient_counts_in_io": Wrong("mean_pool", "vjp", SUMS_IN_IO, dtype="bf16"),
     "pool_gradient_of_hidden": Wrong("mean_pool", "vjp", "tokens that the mask hides get a gradient"),
 }
 
@@ -101,7 +104,7 @@ LOSSES = {
     "mean_over_all": Wrong(
         "cross_entropy", "definition", "the mean is over all positions", theorem="ignored_positions_do_not_count"
     ),
-    "log_sum_exp_in_io": Wrong("cross_entropy", "definition", "sums are rounded to bf16 on their way", dtype="bf16"),
+    "log_sum_exp_in_io": Wrong("cross_entropy", "definition", SUMS_IN_IO, dtype="bf16"),
     "sum_without_tail": Wrong("cross_entropy_sum", "definition", shows="batch=3x2", theorem="sum_of_the_losses"),
     "ignored_as_word_zero": Wrong(
         "cross_entropy_none", "definition", "positions without a target get the loss of word 0"

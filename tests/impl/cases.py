@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lla_spec.testing import bound
+
 
 @dataclass(frozen=True)
 class Case:
@@ -27,6 +29,27 @@ class Case:
 
 def normal(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def doubled(x: Any) -> Any:
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def assert_formula(operation: str, got: Any, want: Any, *inputs: Any, **options: Any) -> None:
+    """`got` of impl and `want` of a formula in float64 are no further apart than the bounds of both together.
+
+    The contract is the strict one: one rounding to the dtype, at the end. For `<operation>_vjp` both are the gradients.
+    """
+    own = bound(operation, *inputs, contract="strict", **options)
+    wide = {name: doubled(value) for name, value in options.items()}
+    formulas = bound(operation, *map(doubled, inputs), contract="strict", **wide)
+    if isinstance(own, dict):
+        got, own, formulas = [x for x in got if x is not None], own.values(), formulas.values()
+    else:
+        got, want, own, formulas = [got], [want], [own], [formulas]
+    for one, other, error, more in zip(got, want, own, formulas, strict=True):
+        assert one.shape == other.shape and bool((error + more).isfinite().all())  # an infinite bound judges nothing
+        assert bool(((one.detach().double() - other.detach()).abs() <= error + more).all()), (one, other)
 
 
 _MASK = ((True, False, True, True), (False, True, False, False), (True, True, True, True))

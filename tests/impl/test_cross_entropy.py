@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lla_spec.testing import assert_correct
 from tests.impl.cases import normal
 from tests.impl.test_output import FUNCTION, MP, accumulator, assert_within, exactly, exp, expm1, roundings, tiny
 from tests.impl.test_output import logits_and_error as logits_and_their_error
@@ -93,6 +94,32 @@ def weights(upstream: Tensor, keep: Any, reduction: str) -> Any:
 
 def upstream_of(out: Tensor) -> Tensor:
     return normal(tuple(out.shape), out.dtype, 99)
+
+
+# --- the linear loss, of which the specification has the mean ---
+
+
+def assert_linear_loss(loss: Tensor, h: Tensor, w_out: Tensor, targets: Tensor, bias: Any, reduction: str) -> None:
+    """The specification has the mean: a place's loss is the mean of one, and the sum of two is exactly twice theirs."""
+    if reduction == "none":
+        for i, target in enumerate(targets):
+            if target == -100:
+                assert loss[i] == 0
+            else:
+                assert_correct("linear_cross_entropy", loss[i], h[i : i + 1], w_out, target[None], bias)
+        return
+    assert reduction == "mean" or (targets != -100).sum() == 2
+    mean = loss if reduction == "mean" else loss / 2
+    assert_correct("linear_cross_entropy", mean, h, w_out, targets, bias)
+
+
+def assert_linear_gradients(
+    grads: Any, h: Tensor, w_out: Tensor, targets: Tensor, bias: Any, *, grad_output: Tensor, reduction: str
+) -> None:
+    """Of one cotangent for every place: two places and a sum, or no reduction, pull exactly twice as the mean does."""
+    assert reduction == "mean" or (targets != -100).sum() == 2
+    g = grad_output if reduction == "mean" else 2 * grad_output
+    assert_correct("linear_cross_entropy_vjp", grads, h, w_out, targets, bias, grad_output=g)
 
 
 # --- cross_entropy ---
@@ -184,11 +211,14 @@ def test_gradients_equal_finite_differences(family: str, reduction: str) -> None
 
 def test_the_loss_of_a_sure_model_is_not_zero() -> None:
     # log(1 + exp(-20)) = 2.06e-9, where 1 + exp(-20) is 1 in float32 and torch's loss and gradient are 0.
-    logits, target = torch.tensor([20.0, 0.0]), torch.tensor(0)
-    want = math.log1p(math.exp(-20))
-    assert abs(cross_entropy(logits, target).item() / want - 1) <= 32 * 2**-24
-    (dz,) = cross_entropy_vjp(logits, target, grad_output=torch.tensor(1.0))
-    assert abs(dz[0].item() / math.expm1(-want) - 1) <= 53 * 2**-24 and dz[1] > 0
+    logits, target = torch.tensor([[20.0, 0.0]]), torch.tensor([0])
+    z = exactly(logits)
+    losses, dz = row_losses(z, target, np.ones((1, 1), dtype=bool))
+    error, gradient_s = loss_error(losses, z, 0, 0, FLOAT32), gradient_error(dz, z, 0, 0, FLOAT32)
+    assert (error < losses).all() and (gradient_s < abs(dz)).all()  # so 0 is refused
+    assert_within(cross_entropy(logits, target, reduction="none"), losses[..., 0], error[..., 0], FLOAT32)
+    (got,) = cross_entropy_vjp(logits, target, grad_output=torch.ones(1), reduction="none")
+    assert_within(got, dz, gradient_s, FLOAT32)
 
 
 def test_sums_over_thousands_of_rows_do_not_stagnate() -> None:
@@ -327,10 +357,8 @@ def test_impossible_words_have_second_derivatives(monkeypatch: pytest.MonkeyPatc
     targets = torch.tensor([[2, 3, 4], [2, 2, -100]])
     leaves = [h.requires_grad_(), w_out.requires_grad_()]
     rest = slice(2, 5)
-    torch.testing.assert_close(
-        linear_cross_entropy(h, w_out, targets, bias),
-        linear_cross_entropy(h, w_out[rest], torch.where(targets == -100, -100, targets - 2), bias[rest]),
-    )
+    possible = h, w_out[rest], torch.where(targets == -100, -100, targets - 2), bias[rest]
+    assert_correct("linear_cross_entropy", linear_cross_entropy(h, w_out, targets, bias), *possible)
     assert gradcheck(lambda x, w: linear_cross_entropy(x, w, targets, bias), leaves)
     assert gradgradcheck(lambda x, w: linear_cross_entropy(x, w, targets, bias), leaves)
 
@@ -462,26 +490,26 @@ def test_an_ignored_row_is_a_deleted_row_whatever_it_holds(reduction: str) -> No
     targets, rest = torch.tensor([4, -100, 0]), torch.tensor([0, 2])
     h[1] = NAN
     logits = h @ w_out.mT
-    upstream = torch.tensor([0.5, NAN, 2.0]) if reduction == "none" else torch.tensor(0.5)
+    upstream = torch.tensor([0.5, NAN, 0.5]) if reduction == "none" else torch.tensor(0.5)
     short = upstream[rest] if reduction == "none" else upstream
     options: Any = {"reduction": reduction}
 
-    losses = cross_entropy(logits, targets, **options), linear_cross_entropy(h, w_out, targets, bias, **options)
-    alone = (
-        cross_entropy(logits[rest], targets[rest], **options),
-        linear_cross_entropy(h[rest], w_out, targets[rest], bias, **options),
+    loss, of_linear = (
+        cross_entropy(logits, targets, **options),
+        linear_cross_entropy(h, w_out, targets, bias, **options),
     )
-    for got, want in zip(losses, alone, strict=True):
-        torch.testing.assert_close(got[rest] if reduction == "none" else got, want)
-        assert reduction != "none" or got[1] == 0
+    if reduction == "none":
+        assert loss[1] == of_linear[1] == 0
+        loss, of_linear = loss[rest], of_linear[rest]
+    assert_correct("cross_entropy", loss, logits[rest], targets[rest], **options)
+    assert_linear_loss(of_linear, h[rest], w_out, targets[rest], bias, reduction)
 
     (dz,) = cross_entropy_vjp(logits, targets, grad_output=upstream, **options)
-    (dz_alone,) = cross_entropy_vjp(logits[rest], targets[rest], grad_output=short, **options)
     dh, dw, db = linear_cross_entropy_vjp(h, w_out, targets, bias, grad_output=upstream, **options)
-    dh_alone, *others = linear_cross_entropy_vjp(h[rest], w_out, targets[rest], bias, grad_output=short, **options)
     assert not dz[1].any() and not dh[1].any()
-    for got, want in zip((dz[rest], dh[rest], dw, db), (dz_alone, dh_alone, *others), strict=True):
-        torch.testing.assert_close(got, want)
+    assert_correct("cross_entropy_vjp", (dz[rest],), logits[rest], targets[rest], grad_output=short, **options)
+    given = h[rest], w_out, targets[rest], bias
+    assert_linear_gradients((dh[rest], dw, db), *given, grad_output=torch.tensor(0.5), reduction=reduction)
 
 
 def test_a_second_derivative_does_not_see_an_ignored_row() -> None:
@@ -497,8 +525,8 @@ def test_a_second_derivative_does_not_see_an_ignored_row() -> None:
 def test_ignore_index_may_be_a_class() -> None:
     h, w_out, bias = linear_case()
     logits, targets, none = h @ w_out.mT + bias, torch.tensor([2, 0, 2]), torch.tensor([-100, 0, -100])
-    torch.testing.assert_close(cross_entropy(logits, targets, ignore_index=2), cross_entropy(logits, none))
-    torch.testing.assert_close(
+    assert torch.equal(cross_entropy(logits, targets, ignore_index=2), cross_entropy(logits, none))
+    assert torch.equal(
         linear_cross_entropy(h, w_out, targets, bias, ignore_index=2), linear_cross_entropy(h, w_out, none, bias)
     )
     (dz,) = cross_entropy_vjp(logits, targets, grad_output=torch.tensor(1.0), ignore_index=2)
@@ -559,20 +587,26 @@ def test_without_classes_every_row_is_ignored() -> None:
 def test_vmap_is_a_loop(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "VOCABULARY_CHUNK", 3)
     (h, w_out, targets, bias), _ = linear_inputs(LINEAR["plain"], FLOAT64)
-    z = normal((2, 3, 7), FLOAT64, 7)
+    targets[1, 2] = -100  # two of three places are kept in each example
+    z, g = normal((2, 3, 7), FLOAT64, 7), torch.tensor(0.7, dtype=FLOAT64)
 
     def plain(x: Tensor, t: Tensor) -> Tensor:
         return cross_entropy(x, t, reduction=reduction)
 
-    def linear(x: Tensor, t: Tensor) -> Tensor:
-        return linear_cross_entropy(x, w_out, t, bias, reduction=reduction)
+    def linear(x: Tensor, w: Tensor, b: Tensor, t: Tensor) -> Tensor:
+        return linear_cross_entropy(x, w, t, b, reduction=reduction)
 
-    for loss, x in ((plain, z), (linear, h)):
-        torch.testing.assert_close(vmap(loss)(x, targets), torch.stack([loss(x[i], targets[i]) for i in range(2)]))
-        per_example = vmap(grad(lambda x, t, loss=loss: loss(x, t).square().sum()))(x, targets)
-        leaf = x.clone().requires_grad_()
-        torch.stack([loss(leaf[i], targets[i]).square().sum() for i in range(2)]).sum().backward()
-        torch.testing.assert_close(per_example, leaf.grad)
+    losses, of_linear = vmap(plain)(z, targets), vmap(linear, (0, None, None, 0))(h, w_out, bias, targets)
+    (dz,) = vmap(grad(lambda x, t: (g * plain(x, t)).sum(), (0,)))(z, targets)
+    pulled = grad(lambda x, w, b, t: (g * linear(x, w, b, t)).sum(), (0, 1, 2))
+    grads = vmap(pulled, (0, None, None, 0))(h, w_out, bias, targets)
+    for i in range(2):
+        upstream, options = g.expand(losses[i].shape), {"reduction": reduction}
+        assert_correct("cross_entropy", losses[i], z[i], targets[i], **options)
+        assert_correct("cross_entropy_vjp", (dz[i],), z[i], targets[i], grad_output=upstream, **options)
+        given = h[i], w_out, targets[i], bias
+        assert_linear_loss(of_linear[i], *given, reduction)
+        assert_linear_gradients(tuple(x[i] for x in grads), *given, grad_output=g, reduction=reduction)
 
 
 @each_reduction
@@ -587,10 +621,9 @@ def test_compiled_is_eager(reduction: str, monkeypatch: pytest.MonkeyPatch) -> N
 
     got = torch.compile(both, backend="aot_eager", fullgraph=True)(z, *inputs)
     want = both(z, *inputs)
-    torch.testing.assert_close(got, want)
     upstream = [upstream_of(x) for x in want]
-    grads = torch.autograd.grad(got, [z, *leaves], upstream)
-    torch.testing.assert_close(grads, torch.autograd.grad(want, [z, *leaves], upstream))
+    grads = (torch.autograd.grad(losses, [z, *leaves], upstream) for losses in (got, want))
+    assert all(torch.equal(a, b) for a, b in (*zip(got, want, strict=True), *zip(*grads, strict=True)))
     assert targets[0, 1] == -100  # an ignored row is among them
 
 

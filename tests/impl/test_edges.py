@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import gradgradcheck
 
 import impl
+from lla_spec.testing import assert_correct
 from tests.impl.cases import normal
 
 NAN, INF = math.nan, math.inf
@@ -42,14 +43,14 @@ def all_nan(x: Tensor) -> bool:
 def test_causal_is_bottom_right() -> None:
     q, k, v = qkv(2, 4)
     out = impl.attention(q, k, v, is_causal=True)
-    torch.testing.assert_close(out[1], impl.attention(q[1:], k, v)[0])  # the last query sees every key
-    torch.testing.assert_close(out[0], impl.attention(q[:1], k[:3], v[:3])[0])  # the one before, all but the last
+    assert_correct("attention", out[1:], q[1:], k, v)  # the last query sees every key
+    assert_correct("attention", out[:1], q[:1], k[:3], v[:3])  # the one before, all but the last
 
 
 def test_masked_is_deleted() -> None:
     q, k, v = qkv(3, 5)
     keep = torch.tensor([True, False, True, True, False])
-    torch.testing.assert_close(impl.attention(q, k, v, keep[None]), impl.attention(q, k[keep], v[keep]))
+    assert_correct("attention", impl.attention(q, k, v, keep[None]), q, k[keep], v[keep])
 
 
 @either_way
@@ -60,16 +61,15 @@ def test_an_empty_row_is_zeros_forward_and_backward(run: Any) -> None:
     out, dq, dk, dv = run(attention_and_gradients)(q, k, v, mask, grad_output=torch.ones(3, 4))
     assert torch.equal(out[1], torch.zeros(4)) and torch.equal(dq[1], torch.zeros(4))
     rest = torch.tensor([0, 2])
-    alone = attention_and_gradients(q[rest], k, v, grad_output=torch.ones(2, 4))
-    for got, want in zip((out[rest], dq[rest], dk, dv), alone, strict=True):
-        torch.testing.assert_close(got, want)
+    assert_correct("attention", out[rest], q[rest], k, v)
+    assert_correct("attention_vjp", (dq[rest], dk, dv), q[rest], k, v, grad_output=torch.ones(2, 4))
 
 
 def test_causal_with_more_queries_than_keys_begins_with_empty_rows() -> None:
     q, k, v = qkv(5, 2)
     out, dq, dk, dv = attention_and_gradients(q, k, v, grad_output=torch.ones(5, 4), is_causal=True)
     assert torch.equal(out[:3], torch.zeros(3, 4)) and torch.equal(dq[:3], torch.zeros(3, 4))
-    torch.testing.assert_close(out[3], v[0])
+    assert torch.equal(out[3], v[0])  # the only key that it sees has weight 1
     assert dk.isfinite().all() and dv.isfinite().all()
 
 
@@ -99,7 +99,7 @@ def test_what_a_masked_slot_holds_reaches_nothing(bad: float, run: Any) -> None:
     clean = attention_and_gradients(q, k, v, mask, grad_output=upstream)
     k[1], v[1], k[4, 2], v[4, 0] = bad, bad, bad, bad
     for got, want in zip(run(attention_and_gradients)(q, k, v, mask, grad_output=upstream), clean, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+        assert torch.equal(got, want)
 
 
 @either_way
@@ -110,8 +110,7 @@ def test_the_future_reaches_no_earlier_row(bad: float, run: Any) -> None:
     clean = attention_and_gradients(q, k, v, grad_output=upstream, is_causal=True)
     k[3], v[3] = bad, bad
     out, dq, _, _ = run(attention_and_gradients)(q, k, v, grad_output=upstream, is_causal=True)
-    torch.testing.assert_close(out[:3], clean[0][:3])
-    torch.testing.assert_close(dq[:3], clean[1][:3])
+    assert torch.equal(out[:3], clean[0][:3]) and torch.equal(dq[:3], clean[1][:3])
 
 
 @either_way
@@ -175,8 +174,9 @@ def test_a_nan_reaches_its_row_and_no_other(operation: Callable[[Tensor], Tensor
 @pytest.mark.parametrize("offset", [-400.0, 400.0])
 def test_a_large_common_offset_does_not_overflow(operation: Callable[[Tensor], Tensor], offset: float) -> None:
     x = torch.tensor([0.0, 1.0, 2.0])
-    want = operation(x) + (offset if operation is impl.logsumexp else 0.0)
-    torch.testing.assert_close(operation(x + offset), want)
+    assert_correct(operation.__name__, operation(x + offset), x + offset)
+    if operation is not impl.logsumexp:  # the others see x less its maximum and nothing else
+        assert torch.equal(operation(x + offset), operation(x))
 
 
 # --- tensors without values ---
@@ -228,5 +228,5 @@ def test_attention_over_an_axis_of_size_0(
     assert all(x.isfinite().all() for x in results)
     if m == 0:
         assert torch.equal(results[0], torch.zeros(batch, n, e))  # no key to look at
-    if d == 0 and not is_causal:
-        torch.testing.assert_close(results[0], v.mean(-2, keepdim=True).expand(batch, n, e))  # all scores are 0
+    if d == 0 and not is_causal:  # all scores are 0, as they are at a feature that is 0
+        assert_correct("attention", results[0], torch.zeros(batch, n, 1), torch.zeros(batch, m, 1), v)

@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import impl
 from impl import multi_head
-from tests.impl.cases import normal
+from lla_spec.testing import assert_correct
+from tests.impl.cases import assert_formula, normal
 from tests.impl.naive import attention as naive_attention
 from tests.impl.test_attention_paths import error_bound
-from tests.impl.test_values import assert_rounded_once
 
 # Called with lists of arguments, whose length a type checker cannot know.
 grouped_query_attention: Any = multi_head.grouped_query_attention
@@ -30,19 +30,9 @@ NAN, INF = math.nan, math.inf
 FLOAT64, FLOAT32, BFLOAT16 = torch.float64, torch.float32, torch.bfloat16
 each_dtype = pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32, BFLOAT16, torch.float16], ids=str)
 
-# A ceiling on float64's error in the multi-head cases: all entries lie in [-1, 1], d_model = 6, heads of size 4 and 3,
-# h = 4, n = 5. So |q|, |k|, |v| <= 7, a score is under 98 and off by 21 roundings of it, a weight by twice that and by
-# some 60 roundings more: 4200u relatively. What it meets on the way to a gradient sums to under 25,000 in magnitude
-# (|dO| <= 3, |dP - D| <= 126, |dQ| <= 441, |dK| <= 2·5·441, and dx sums 16 of these). Wrong formulas are off by 0.1.
-CEILING = 4200 * 25_000 * 2.0**-53
-
 
 def uniform(*shape: int, seed: int, dtype: torch.dtype = FLOAT64) -> Tensor:
     return (2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64) - 1).to(dtype)
-
-
-def within_ceiling(got: Tensor, want: Tensor) -> bool:
-    return got.shape == want.shape and bool(((got.double() - want).abs() <= CEILING).all())
 
 
 # --- grouped queries against a loop ---
@@ -101,14 +91,13 @@ def test_grouped_is_a_loop_over_heads(name: str, dtype: torch.dtype) -> None:
     leaves = [x.clone().requires_grad_() for x in inputs]
     got = grouped_query_attention(*leaves, mask, **options)
     assert got.dtype == dtype
-    assert_rounded_once(got.detach(), want.detach())
+    assert_formula("grouped_query_attention", got, want, *inputs, mask, **options)
     upstream = normal(tuple(want.shape), dtype, seed=9)
     named = grouped_query_attention_vjp(*inputs, mask, grad_output=upstream, **options)
     behind = torch.autograd.grad(got, leaves, upstream)
     truth = torch.autograd.grad(want, wide, upstream.double())
-    for grad, also, exact in zip(named, behind, truth, strict=True):
-        assert grad.dtype == dtype and torch.equal(grad, also)
-        assert_rounded_once(grad, exact)
+    assert all(grad.dtype == dtype and torch.equal(grad, also) for grad, also in zip(named, behind, strict=True))
+    assert_formula("grouped_query_attention_vjp", named, truth, *inputs, mask, grad_output=upstream, **options)
 
 
 def test_tiled_heads_are_another_function() -> None:
@@ -116,7 +105,7 @@ def test_tiled_heads_are_another_function() -> None:
     tiled = loop_over_heads(q, k, v, mask, lambda p, shared: p % k.shape[-3], **options)
     got = grouped_query_attention(q, k, v, mask, **options)
     with pytest.raises(AssertionError):
-        assert_rounded_once(got, tiled)
+        assert_formula("grouped_query_attention", got, tiled, q, k, v, mask, **options)
     assert torch.equal(got[0], impl.attention(q[0], k[0], v[0])) and not torch.equal(got[1], tiled[1])
 
 
@@ -127,7 +116,8 @@ def test_torchs_grouped_attention_agrees(name: str) -> None:
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in inputs)
     with sdpa_kernel(SDPBackend.MATH):
         want = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True, **options)
-    assert_rounded_once(grouped_query_attention(q, k, v, mask, **options), want)
+    got = grouped_query_attention(q, k, v, mask, **options)
+    assert_formula("grouped_query_attention", got, want, q, k, v, mask, **options)
 
 
 def test_one_head_per_group_is_attention() -> None:
@@ -236,9 +226,7 @@ def test_what_a_masked_slot_holds_reaches_no_head(n: int, bad: float) -> None:
     clean = results()
     k[0, 1], v[0, 1] = bad, bad
     for got, want in zip(results(), clean, strict=True):
-        assert torch.equal(got[..., 0, :], want[..., 0, :])
-        assert got.isfinite().all()
-        torch.testing.assert_close(got, want)
+        assert got.isfinite().all() and torch.equal(got, want)
     v[1, 2, 0] = bad  # seen by heads 2 and 3
     out = grouped_query_attention(q, k, v, mask)
     assert out[:2].isfinite().all() and not out[2:, 1:, 0].isfinite().any() and out[2:, :, 1:].isfinite().all()
@@ -320,14 +308,14 @@ def test_multi_head_is_a_loop_over_heads(name: str) -> None:
     inputs, options = block_case(name)
     leaves = [x.requires_grad_() for x in given(inputs)]
     got, want = multi_head_attention(*inputs, **options), loop_over_blocks(*inputs, **options)
-    assert within_ceiling(got, want)
+    assert_formula("multi_head_attention", got, want, *inputs, **options)
     upstream = uniform(*want.shape, seed=20)
     named = multi_head_attention_vjp(*inputs, grad_output=upstream, **options)
     assert [grad is None for grad in named] == [x is None for x in inputs]
     truth = torch.autograd.grad(want, leaves, upstream)
     behind = torch.autograd.grad(got, leaves, upstream)
-    for grad, also, exact in zip(given(list(named)), behind, truth, strict=True):
-        assert torch.equal(grad, also) and within_ceiling(grad, exact)
+    assert all(torch.equal(grad, also) for grad, also in zip(given(list(named)), behind, strict=True))
+    assert_formula("multi_head_attention_vjp", named, truth, *inputs, grad_output=upstream, **options)
 
 
 def test_tiled_heads_are_another_block() -> None:
@@ -335,8 +323,9 @@ def test_tiled_heads_are_another_block() -> None:
     x, w_q, w_k, w_v, *rest = inputs
     assert w_k is not None and w_v is not None
     swapped = [w_k.unflatten(0, (G, A)).flip(0).flatten(0, 1), w_v.unflatten(0, (G, B)).flip(0).flatten(0, 1)]
-    want = loop_over_blocks(*inputs, **options)
-    assert not within_ceiling(multi_head_attention(x, w_q, *swapped, *rest, **options), want)
+    got, want = multi_head_attention(x, w_q, *swapped, *rest, **options), loop_over_blocks(*inputs, **options)
+    with pytest.raises(AssertionError):
+        assert_formula("multi_head_attention", got, want, *inputs, **options)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -349,10 +338,9 @@ def test_torchs_multi_head_attention_agrees(masked: bool) -> None:
     want, _ = theirs(x, x, x, need_weights=False, attn_mask=None if mask is None else ~mask)
     biases = theirs.in_proj_bias.chunk(3)
     weights = theirs.in_proj_weight.chunk(3)
-    got = multi_head_attention(
-        x, *weights, theirs.out_proj.weight, *biases, theirs.out_proj.bias, num_heads=2, mask=mask
-    )
-    assert within_ceiling(got, want)
+    inputs = x, *weights, theirs.out_proj.weight, *biases, theirs.out_proj.bias
+    got = multi_head_attention(*inputs, num_heads=2, mask=mask)
+    assert_formula("multi_head_attention", got, want, *inputs, num_heads=2, mask=mask)
 
 
 @pytest.mark.parametrize("dtype", [BFLOAT16, torch.float16], ids=str)
@@ -427,23 +415,21 @@ def test_a_position_behind_the_mask_reaches_nobody() -> None:
 # --- transforms ---
 
 
-def close(got: Any, want: Any) -> None:
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+def same_bits(got: Tensor, want: Tensor, leaves: list[Tensor]) -> bool:
+    """The results, and their gradients."""
+    grads = (torch.autograd.grad(out.sum(), leaves) for out in (got, want))
+    return torch.equal(got, want) and all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 def test_compiled_is_eager() -> None:
     grouped = torch.compile(grouped_query_attention, backend="aot_eager", fullgraph=True)
     inputs, mask, options = grouped_case("mask_of_all", FLOAT64)
     leaves = [x.requires_grad_() for x in inputs]
-    got, want = grouped(*leaves, mask, **options), grouped_query_attention(*leaves, mask, **options)
-    close(got, want)
-    close(torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(want.sum(), leaves))
+    assert same_bits(grouped(*leaves, mask, **options), grouped_query_attention(*leaves, mask, **options), leaves)
     compiled = torch.compile(multi_head_attention, backend="aot_eager", fullgraph=True)
     block, options = block_case("some_biases")
     leaves = [x.requires_grad_() for x in given(block)]
-    got, want = compiled(*block, **options), multi_head_attention(*block, **options)
-    close(got, want)
-    close(torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(want.sum(), leaves))
+    assert same_bits(compiled(*block, **options), multi_head_attention(*block, **options), leaves)
 
 
 def test_compiled_once_for_all_shapes() -> None:
@@ -451,27 +437,30 @@ def test_compiled_once_for_all_shapes() -> None:
     for h, g, n, m, d, e in ((4, 2, 3, 5, 7, 11), (6, 3, 8, 7, 2, 5)):  # pairwise distinct: equal ones share a symbol
         q, k, v = (normal(shape, FLOAT64, n) for shape in ((h, n, d), (g, m, d), (g, m, e)))
         mask = torch.arange(m)[None] > 0
-        close(
-            compiled(q, k, v, mask, is_causal=True, scale=0.3),
-            grouped_query_attention(q, k, v, mask, is_causal=True, scale=0.3),
-        )
+        options: Any = {"is_causal": True, "scale": 0.3}
+        assert torch.equal(compiled(q, k, v, mask, **options), grouped_query_attention(q, k, v, mask, **options))
 
 
 def test_vmap_is_a_loop() -> None:
     inputs, _, _ = grouped_case("mask_of_rows", FLOAT64)
     masks = torch.rand(3, 4, 3, 4, generator=torch.Generator().manual_seed(0)) < 0.5  # some rows are empty
-    want = torch.stack([grouped_query_attention(*inputs, mask) for mask in masks])
-    close(torch.func.vmap(grouped_query_attention, in_dims=(None, None, None, 0))(*inputs, masks), want)
+    got = torch.func.vmap(grouped_query_attention, in_dims=(None, None, None, 0))(*inputs, masks)
+    assert_correct("grouped_query_attention", got, *inputs, masks)
     block, options = block_case("some_biases")
-    x, rest = block[0], block[1:]
-    assert x is not None
+    x, *rest = block
+    upstream = uniform(N, OUT, seed=20)
 
-    def loss(example: Tensor) -> Tensor:
-        return multi_head_attention(example, *rest, **options).square().sum()
+    def loss(example: Tensor, *weights: Tensor) -> Tensor:
+        remaining = iter(weights)
+        those = (None if of is None else next(remaining) for of in rest)
+        return (multi_head_attention(example, *those, **options) * upstream).sum()
 
-    leaf = x.clone().requires_grad_()
-    sum(loss(example) for example in leaf).backward()  # type: ignore[union-attr]
-    close(torch.func.vmap(torch.func.grad(loss))(x), leaf.grad)
+    weights = given(rest)
+    gradients = torch.func.grad(loss, tuple(range(1 + len(weights))))
+    grads = torch.func.vmap(gradients, (0, *(None for _ in weights)))(x, *weights)
+    for i, example in enumerate(x):
+        of_one = tuple(grad[i] for grad in grads)
+        assert_correct("multi_head_attention_vjp", of_one, example, *rest, grad_output=upstream, **options)
 
 
 def test_only_the_gradients_asked_for_are_given() -> None:

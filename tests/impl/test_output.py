@@ -18,6 +18,7 @@ from torch.func import grad, vmap
 from impl.linear import linear
 from impl.output import output_softmax, output_softmax_vjp
 from impl.softmax import softmax
+from lla_spec.testing import assert_correct
 from tests.impl.cases import normal
 
 NAN, INF = math.nan, math.inf
@@ -199,10 +200,9 @@ def test_a_word_with_bias_minus_infinity_is_never_said() -> None:
     dh, dw, db = output_softmax_vjp(h, w_out, bias, grad_output=upstream)
     assert db is not None
     assert not p[..., 2].any() and not dw[2].any() and not db[2]
-    torch.testing.assert_close(p[..., rest], output_softmax(h, w_out[rest], bias[rest]))
-    alone = output_softmax_vjp(h, w_out[rest], bias[rest], grad_output=upstream[..., rest])
-    for got, want in zip((dh, dw[rest], db[rest]), alone, strict=True):
-        torch.testing.assert_close(got, want)
+    without = h, w_out[rest], bias[rest]
+    assert_correct("output_softmax", p[..., rest], *without)
+    assert_correct("output_softmax_vjp", (dh, dw[rest], db[rest]), *without, grad_output=upstream[..., rest])
 
 
 def test_large_logits_saturate() -> None:
@@ -235,25 +235,26 @@ def test_without_words_there_is_no_probability() -> None:
 def test_vmap_is_a_loop() -> None:
     h, w_out, bias = inputs_of(CASES["plain"], FLOAT64)
     assert h is not None and w_out is not None and bias is not None
-    torch.testing.assert_close(vmap(output_softmax, (0, None, None))(h, w_out, bias), output_softmax(h, w_out, bias))
+    assert_correct("output_softmax", vmap(output_softmax, (0, None, None))(h, w_out, bias), h, w_out, bias)
+    upstream = normal((3, 7), FLOAT64, 9)
 
-    def worth(x: Tensor, w: Tensor) -> Tensor:
-        return output_softmax(x, w, bias).square().sum()
+    def worth(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return (output_softmax(x, w, b) * upstream).sum()
 
-    per_example = vmap(grad(worth, argnums=1), (0, None))(h, w_out)
+    per_example = vmap(grad(worth, argnums=(0, 1, 2)), (0, None, None))(h, w_out, bias)
     for i in range(2):
-        (want,) = output_softmax_vjp(h[i], w_out, bias, grad_output=2 * output_softmax(h[i], w_out, bias))[1:2]
-        torch.testing.assert_close(per_example[i], want)
+        grads = tuple(each[i] for each in per_example)
+        assert_correct("output_softmax_vjp", grads, h[i], w_out, bias, grad_output=upstream)
 
 
 def test_compiled_is_eager() -> None:
     h, w_out, bias = (x.requires_grad_() for x in inputs_of(CASES["plain"], FLOAT64) if x is not None)
     out = torch.compile(output_softmax, backend="aot_eager", fullgraph=True)(h, w_out, bias)
     want = output_softmax(h, w_out, bias)
-    torch.testing.assert_close(out, want)
+    assert torch.equal(out, want)
     upstream = normal((2, 3, 7), FLOAT64, 9)
-    grads = torch.autograd.grad(out, (h, w_out, bias), upstream)
-    torch.testing.assert_close(grads, torch.autograd.grad(want, (h, w_out, bias), upstream))
+    grads = (torch.autograd.grad(y, (h, w_out, bias), upstream) for y in (out, want))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 def test_autocast_does_not_round_the_logits() -> None:

@@ -9,6 +9,9 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from impl.pca import pca, pca_inverse, pca_inverse_vjp, pca_transform, pca_transform_vjp
+from lla_spec.evaluating.certificates import tau
+from lla_spec.evaluating.contracts import contract
+from lla_spec.testing import assert_correct, bound
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -38,12 +41,23 @@ def arguments(batches: Any, last: int, dtype: torch.dtype = torch.float64) -> tu
     return made[0].to(dtype), made[1].to(dtype), made[2].to(dtype)
 
 
-def formula(forward: Any, x: Tensor, mean: Tensor, components: Tensor) -> Tensor:
-    """The definition, entry by entry, in float64."""
+def formula(forward: Any, x: Tensor, mean: Tensor, components: Tensor, *, sign: int = -1) -> Tensor:
+    """The definition, entry by entry, in float64; of magnitudes, and with sign 1, Σ|terms|."""
     one = x.ndim == 1
     x, mean, components = (x.double()[None] if one else x.double()), mean.double()[..., None, :], components.double()
-    out = (x - mean) @ components.mT if forward is pca_transform else x @ components + mean
+    out = (x + sign * mean) @ components.mT if forward is pca_transform else x @ components + mean
     return out[..., 0, :] if one else out
+
+
+def assert_within(got: Tensor, want: Tensor, size: Tensor) -> None:
+    """|got - want| ≤ γ of the accumulator times Σ|terms|, in got and in float64's want, then got's one rounding.
+
+    No entry here sums more than 16 terms of a subtraction and a product each: 18 roundings on the way of any term.
+    """
+    assert got.shape == want.shape
+    units = [torch.finfo(dtype).eps / 2 for dtype in (torch.promote_types(got.dtype, torch.float32), torch.float64)]
+    error = sum(18 * u / (1 - 18 * u) for u in units) * size
+    assert bool(((got.double() - want).abs() <= error + torch.finfo(got.dtype).eps / 2 * (want.abs() + error)).all())
 
 
 # ---- pca
@@ -60,36 +74,48 @@ def test_shapes_and_dtype(dtype: torch.dtype, batch: tuple[int, ...], n: int, d:
 
 
 def test_variance_is_that_of_the_scores() -> None:
-    x = normal(3, 20, 6) + 5
+    x = normal(20, 6) + 5
     mean, components, explained = pca(x, 4)
     scores = pca_transform(x, mean, components)
-    assert torch.allclose(scores.var(-2), explained)
-    assert torch.allclose(scores.mean(-2), torch.zeros(3, 4, dtype=torch.float64), atol=1e-13)
-    assert torch.allclose(torch.linalg.eigvalsh(torch.stack([m.mT.cov() for m in x])).flip(-1)[..., :4], explained)
+    assert_correct("pca", (mean, components, explained), x, 4)
+    # Two more ways to the variances, as good as the first where no singular value is small.
+    assert_correct("pca", (mean, components, scores.var(-2)), x, 4)
+    assert_correct("pca", (mean, components, torch.linalg.eigvalsh(x.mT.cov()).flip(0)[:4]), x, 4)
+    # Each score is off by its rounding and by what the rounded mean is, along the component; then they are averaged.
+    off = bound("pca_transform", x, mean, components).mean(0) + components.abs() @ bound("mean_pool", x)
+    assert bool((scores.mean(0).abs() <= off + bound("mean_pool", scores)).all())
 
 
 def test_all_components_bring_everything_back() -> None:
-    x = normal(2, 9, 4)
-    mean, components, _ = pca(x, 4)
-    assert torch.allclose(pca_inverse(pca_transform(x, mean, components), mean, components), x)
+    x = normal(9, 4)
+    mean, components, explained = pca(x, 4)
+    assert_correct("pca", (mean, components, explained), x, 4)
+    scores = pca_transform(x, mean, components)
+    # The scores' rounding and the inverse's; and ‖VᵀV - I‖₂ = ‖VVᵀ - I‖₂ ≤ 4τ, whose entries are certified to be ≤ τ.
+    lost = bound("pca_transform", x, mean, components) @ components.abs()
+    lost += bound("pca_inverse", scores, mean, components)
+    turned = 4 * tau(x.shape, contract("fused", "fp64")) * torch.linalg.vector_norm(x - mean, dim=-1, keepdim=True)
+    assert bool(((pca_inverse(scores, mean, components) - x).abs() <= lost + turned).all())
 
 
 def test_an_offset_far_above_the_spread_is_taken_out_first() -> None:
     spread = normal(50, 3, dtype=torch.float32)
     x = spread + 2.0**13
-    exact = pca(x.double(), 3)[2]
-    assert torch.allclose(pca(x, 3)[2].double(), exact, rtol=1e-4)
+    mean, components, explained = pca(x, 3)
+    assert_correct("pca", (mean, components, explained), x, 3)
     squares = (x.T @ x - 50 * torch.outer(x.mean(0), x.mean(0))) / 49  # what is squared before it is centred
-    assert (torch.linalg.eigvalsh(squares).flip(0).double() / exact - 1).abs().max() > 0.1
+    with pytest.raises(AssertionError, match="explained variance"):
+        assert_correct("pca", (mean, components, torch.linalg.eigvalsh(squares).flip(0)), x, 3)
 
 
 def test_small_singular_values_survive_where_the_covariance_loses_them() -> None:
     turn, _ = torch.linalg.qr(normal(3, 3, dtype=torch.float32))
     x = torch.diag(torch.tensor([1.0, 2.0**-14, 0.0])) @ turn  # σ₂/σ₁ is below √u of float32
     x = torch.cat([x, -x])
-    exact = pca(x.double(), 2)[2][1].item()
-    assert pca(x, 2)[2][1].item() == pytest.approx(exact, rel=0.05)
-    assert torch.linalg.eigvalsh(x.T @ x / 5)[1].item() != pytest.approx(exact, rel=0.5)
+    mean, components, explained = pca(x, 2)
+    assert_correct("pca", (mean, components, explained), x, 2)
+    with pytest.raises(AssertionError, match="explained variance is off"):
+        assert_correct("pca", (mean, components, torch.linalg.eigvalsh(x.T @ x / 5).flip(0)[:2]), x, 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
@@ -118,17 +144,19 @@ def test_value_and_gradients_are_the_formulas(forward: Any, vjp: Any, last: int,
     out = forward(*leaves)
     exact_leaves = [x.double().requires_grad_() for x in given]
     exact = formula(forward, *exact_leaves)
-    tolerance = 20 * torch.finfo(dtype).eps
-    assert out.dtype == dtype and out.shape == exact.shape
-    assert torch.allclose(out.double(), exact, rtol=tolerance, atol=tolerance)
+    sizes = [x.detach().abs().requires_grad_() for x in exact_leaves]
+    size = formula(forward, *sizes, sign=1)
+    assert out.dtype == dtype
+    assert_within(out, exact, size)
     grad_output = normal(*out.shape, seed=9, dtype=dtype)
     named = vjp(*given, grad_output=grad_output)
     behind = torch.autograd.grad(out, leaves, grad_output)
     want = torch.autograd.grad(exact, exact_leaves, grad_output.double())
+    grad_sizes = torch.autograd.grad(size, sizes, grad_output.double().abs())
     assert isinstance(named, tuple) and len(named) == 3
-    for got, also, true, argument in zip(named, behind, want, given, strict=True):
+    for got, also, true, bound_by, argument in zip(named, behind, want, grad_sizes, given, strict=True):
         assert got.dtype == dtype and got.shape == argument.shape and torch.equal(got, also)
-        assert torch.allclose(got.double(), true, rtol=tolerance, atol=4 * tolerance)
+        assert_within(got, true, bound_by)
 
 
 @each_map
@@ -165,12 +193,14 @@ def test_compile_and_vmap() -> None:
         return mean, explained, pca_inverse(scores, mean, components)
 
     compiled: Any = torch.compile(whole, backend="aot_eager", fullgraph=True)
-    for other in (compiled(x), torch.func.vmap(whole)(x)):
-        for got, want in zip(other, whole(x), strict=True):
-            assert torch.allclose(got, want, atol=1e-5)
+    assert all(torch.equal(got, want) for got, want in zip(compiled(x), whole(x), strict=True))
+    assert_correct("pca", torch.func.vmap(lambda x: pca(x, 2))(x), x, 2)
     mean, components, _ = pca(x, 2)
-    apart = torch.func.vmap(pca_transform)(x, mean, components)
-    assert torch.allclose(apart, pca_transform(x, mean, components), atol=1e-6)
+    scores = torch.func.vmap(pca_transform)(x, mean, components)
+    back = torch.func.vmap(pca_inverse)(scores, mean, components)
+    for i in range(3):
+        assert_correct("pca_transform", scores[i], x[i], mean[i], components[i])
+        assert_correct("pca_inverse", back[i], scores[i], mean[i], components[i])
     grads = torch.func.vmap(torch.func.grad(lambda m, x, c: pca_transform(x, m, c).square().sum()))(mean, x, components)
     assert grads.shape == mean.shape
 

@@ -55,10 +55,26 @@ def _mean_over_all(x, mask=None):
     return (wide(x).masked_fill(~kept(x, mask), 0).sum(-2) / x.shape[-2]).to(x.dtype)
 
 
+def _counted_in_io(keep, dtype):
+    """A running count of the kept tokens, rounded at each: 257 is no bfloat16, and 2049 no float16."""
+    return wide(keep.to(dtype).cumsum(-2)[..., -1, :]).clamp(min=1)
+
+
+def _mean_by_rounded_count(x, mask=None):
+    keep = kept(x, mask)
+    return (wide(x).masked_fill(~keep, 0).sum(-2) / _counted_in_io(keep, x.dtype)).to(x.dtype)
+
+
 def _gradient_over_all(x, mask=None, *, grad_output):
     """dy / n for dy / (how many are kept)."""
     share = (wide(grad_output) / x.shape[-2])[..., None, :].expand(x.shape)
     return (share.masked_fill(~kept(x, mask), 0).to(x.dtype),)
+
+
+def _gradient_by_rounded_count(x, mask=None, *, grad_output):
+    keep = kept(x, mask)
+    share = wide(grad_output) / _counted_in_io(keep, x.dtype)
+    return (share[..., None, :].expand(x.shape).masked_fill(~keep, 0).to(x.dtype),)
 
 
 def _gradient_of_hidden_tokens(x, mask=None, *, grad_output):
@@ -73,5 +89,9 @@ embedding_gradient_stagnates = _target(
     "dE summed in io", contract="strict", embedding=embedding, embedding_vjp=_stagnating
 )
 pool_over_all = _target("mean over all tokens", mean_pool=_mean_over_all)
+pool_counts_in_io = _target("kept tokens counted in io", mean_pool=_mean_by_rounded_count)
 pool_gradient_over_all = _target("dx = dy / n", mean_pool=mean_pool, mean_pool_vjp=_gradient_over_all)
 pool_gradient_of_hidden = _target("dx of hidden tokens", mean_pool=mean_pool, mean_pool_vjp=_gradient_of_hidden_tokens)
+pool_gradient_counts_in_io = _target(
+    "dx by a count in io", mean_pool=mean_pool, mean_pool_vjp=_gradient_by_rounded_count
+)
