@@ -1,5 +1,6 @@
 """Two processes share the cores: what is no row of a topic runs on one thread, which small tensors are faster on."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,11 @@ import torch
 from lla_spec.testing.threads import one_blas_thread
 
 TOPICS = Path(__file__).parent
+
+
+def pytest_collection_finish():
+    """torch, sympy and six thousand tests stay to the end: to look for garbage among them took a tenth of the time."""
+    gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)

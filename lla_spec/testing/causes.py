@@ -23,7 +23,8 @@ from lla_spec.symbols import Dim
 from lla_spec.testing.cases import Case
 from lla_spec.testing.causes_by_operation import changes
 from lla_spec.testing.inputs import Arguments, arguments_of, build, mask_of
-from lla_spec.testing.judge import Judgement, Truth, as_numpy, empty_rows, truth_of
+from lla_spec.testing.judge import Judgement, empty_rows
+from lla_spec.testing.truth import Truth, as_numpy, truth_of
 
 EVERY_STEP = "every step is rounded to"  # the vaguest cause: a narrower one is looked for in a smaller case
 

@@ -17,9 +17,9 @@ from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.language import Formula
 from lla_spec.testing.inputs import Arguments
-from lla_spec.testing.judge import Truth, as_numpy, truth_of
 from lla_spec.testing.mistakes import BACKWARD, FORWARD, Change, times
 from lla_spec.testing.targets import operation_formula
+from lla_spec.testing.truth import Truth, as_numpy, truth_of
 
 Named = tuple[str, Callable[[], Truth]]
 

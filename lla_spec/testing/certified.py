@@ -20,8 +20,9 @@ from lla_spec.testing.calling import Expected, Misbehaved, call, checked
 from lla_spec.testing.cases import Case
 from lla_spec.testing.certified_cases import build_certified
 from lla_spec.testing.inputs import Arguments
-from lla_spec.testing.judge import Judgement, Worst, as_numpy
+from lla_spec.testing.judge import Judgement, Worst
 from lla_spec.testing.targets import Target
+from lla_spec.testing.truth import as_numpy
 
 Outputs = dict[str, Tensor]
 Matrices = list[tuple[tuple[int, ...], Judged]]  # by batch index: what judges the outputs there

@@ -17,7 +17,8 @@ from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.edges import ratios
 from lla_spec.testing.causes import knobs
 from lla_spec.testing.inputs import build
-from lla_spec.testing.judge import Judgement, Truth, as_numpy, truth_of
+from lla_spec.testing.judge import Judgement
+from lla_spec.testing.truth import Truth, as_numpy, truth_of
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from lla_spec.language import Formula, Law
 from lla_spec.printing import plain
 from lla_spec.testing.cases import Case
 from lla_spec.testing.hints import hint
-from lla_spec.testing.judge import Judgement, as_numpy
+from lla_spec.testing.judge import Judgement
 from lla_spec.testing.targets import Target, operation_formula
+from lla_spec.testing.truth import as_numpy
 from lla_spec.testing.verdicts import Result
 
 WIDTH = 120

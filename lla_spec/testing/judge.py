@@ -17,7 +17,6 @@ from lla_spec.calculus import gradient_parameters
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.edges import hazards, ratios
-from lla_spec.evaluating.operations import bound
 from lla_spec.interface import IGNORE_INDEX, keyword_names, torch_shape
 from lla_spec.language import Formula
 from lla_spec.testing.calling import Expected, Misbehaved, autograd_vjp, call, checked, checked_gradients
@@ -26,8 +25,8 @@ from lla_spec.testing.families import FAMILIES
 from lla_spec.testing.heat import Heat, heat_of
 from lla_spec.testing.inputs import Arguments, arguments_of, build, hidden_columns, lead, mask_of, shape_of
 from lla_spec.testing.targets import Target
+from lla_spec.testing.truth import Truth, as_numpy, truth_of
 
-Truth = dict[str, Bounded]  # by output: "" for a forward result, the argument's name for a gradient
 Outputs = dict[str, Tensor]
 
 
@@ -69,29 +68,6 @@ class Judgement:
     @property
     def ratio(self) -> float:
         return self.worst.ratio if self.worst else 0.0
-
-
-def as_numpy(value: Any) -> Any:
-    """A tensor's values as float64 (bools and integers stay what they are), exactly; anything else as it is."""
-    if not isinstance(value, Tensor):
-        return value
-    dense = value.detach().cpu()
-    return dense.to(torch.float64).numpy() if dense.is_floating_point() else dense.numpy()
-
-
-def truth_of(
-    formula: Formula, arguments: Arguments, contract: Contract, *, vjp: bool, alignment: str = "bottom_right"
-) -> Truth:
-    """Value and bound of every output at these arguments; balls give the value where fp64 is under test."""
-    found = bound(
-        formula.name,
-        {name: as_numpy(value) for name, value in arguments.items()},
-        contract,
-        vjp=vjp,
-        exact=contract.io.name == "fp64",
-        causal_alignment=alignment,
-    )
-    return found if isinstance(found, dict) else {"": found}
 
 
 def judge(target: Target, formula: Formula, case: Case, contract: Contract, *, tight: bool = True) -> Judgement:

@@ -30,8 +30,9 @@ from lla_spec.testing.bits import Bits
 from lla_spec.testing.calling import Misbehaved
 from lla_spec.testing.cases import Case
 from lla_spec.testing.inputs import TORCH_DTYPES, Arguments, digest
-from lla_spec.testing.judge import Judgement, Worst, answer, as_numpy, truth_of, worst_entry
+from lla_spec.testing.judge import Judgement, Worst, answer, worst_entry
 from lla_spec.testing.targets import Target
+from lla_spec.testing.truth import as_numpy, truth_of
 
 ContractOf = Callable[[str], Contract]
 _GLUE = contract("strict", "fp64")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lla_spec.testing.judge import Truth
+from lla_spec.testing.truth import Truth
 
 Array = np.ndarray
 Outputs = dict[str, Array]  # by output: "" for a forward result, else the argument whose gradient it is

@@ -26,10 +26,10 @@ from lla_spec.interface import signature
 from lla_spec.testing.addresses import address
 from lla_spec.testing.certified import complaint
 from lla_spec.testing.inputs import DTYPE_NAMES
-from lla_spec.testing.judge import as_numpy
 from lla_spec.testing.runner import Options, Session
 from lla_spec.testing.sampled import Part, parts, whole_truth
 from lla_spec.testing.targets import load, operation_formula
+from lla_spec.testing.truth import as_numpy
 from lla_spec.testing.verdicts import Result
 from lla_spec.testing.watch_calls import Call, NotJudged, read, reader_of
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from lla_spec.evaluating.arguments import prepare
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
-from lla_spec.testing.judge import Truth, as_numpy, truth_of
 from lla_spec.testing.targets import operation_formula
+from lla_spec.testing.truth import Truth, as_numpy, truth_of
 from lla_spec.testing.watch_calls import Call, NotJudged
 from lla_spec.testing.watch_pieces import _LEAD, LAYOUTS, Cutter, Piece
 

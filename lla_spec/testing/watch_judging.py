@@ -17,8 +17,9 @@ from lla_spec.language import Formula
 from lla_spec.testing.cases import Case
 from lla_spec.testing.causes import knobs
 from lla_spec.testing.inputs import DTYPE_NAMES
-from lla_spec.testing.judge import Judgement, Truth, truth_of, worst_entry
+from lla_spec.testing.judge import Judgement, worst_entry
 from lla_spec.testing.targets import operation_formula
+from lla_spec.testing.truth import Truth, truth_of
 from lla_spec.testing.watch_calls import Call
 from lla_spec.testing.watch_pieces import Piece
 

@@ -16,8 +16,9 @@ from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.contracts import contract as named_contract
 from lla_spec.evaluating.edges import hazards, ratios
 from lla_spec.testing.inputs import DTYPE_NAMES
-from lla_spec.testing.judge import Worst, as_numpy, worst_entry
+from lla_spec.testing.judge import Worst, worst_entry
 from lla_spec.testing.threads import one_blas_thread
+from lla_spec.testing.truth import as_numpy
 from lla_spec.testing.watch_judging import Found, Site, bounded_of, cause_of
 
 

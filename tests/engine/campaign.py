@@ -25,8 +25,9 @@ from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract, contract
 from lla_spec.evaluating.edges import hazards
 from lla_spec.language import registry
-from lla_spec.testing.judge import truth_of, worst_entry
+from lla_spec.testing.judge import worst_entry
 from lla_spec.testing.threads import one_blas_thread
+from lla_spec.testing.truth import truth_of
 from tests.engine import soundness
 from tests.engine.kernels import CONTRACTS
 

@@ -29,9 +29,10 @@ from lla_spec.testing.cases import DTYPES, Case
 from lla_spec.testing.covering import LARGEST, SMALLEST, features
 from lla_spec.testing.drawing import draw
 from lla_spec.testing.inputs import build
-from lla_spec.testing.judge import as_numpy, truth_of, worst_entry
+from lla_spec.testing.judge import worst_entry
 from lla_spec.testing.strategies import cases
 from lla_spec.testing.threads import one_blas_thread
+from lla_spec.testing.truth import as_numpy, truth_of
 from tests.engine import ball_truth
 from tests.engine.kernels import CONTRACTS, MULTILINEAR, SLOW, Kernel, kernels_of
 

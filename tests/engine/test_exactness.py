@@ -11,7 +11,7 @@ from lla_spec.evaluating.contracts import contract
 from lla_spec.evaluating.exactness import rounded
 from lla_spec.evaluating.operations import bound
 from lla_spec.testing.inputs import TORCH_DTYPES
-from lla_spec.testing.judge import as_numpy
+from lla_spec.testing.truth import as_numpy
 
 
 def integers(dtype, *shape, seed, high=9):

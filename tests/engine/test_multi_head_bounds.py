@@ -20,7 +20,8 @@ import torch
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract, contract
 from lla_spec.evaluating.sharp import rule_for
-from lla_spec.testing.judge import as_numpy, worst_entry
+from lla_spec.testing.judge import worst_entry
+from lla_spec.testing.truth import as_numpy
 from tests.engine import multi_head_kernels
 from tests.engine.attention_kernels import attention
 from tests.engine.campaign import RowName, Topic, judged, main, on_one_thread, outputs_of, suite_truth

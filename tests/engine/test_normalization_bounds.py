@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lla_spec.evaluating.contracts import contract
 from lla_spec.evaluating.operations import oracle, sharp_bound
-from lla_spec.testing.judge import as_numpy, worst_entry
+from lla_spec.testing.judge import worst_entry
+from lla_spec.testing.truth import as_numpy
 from tests.engine.campaign import Arguments, Kernel, RowName, Topic, judged, judged_on, main, on_one_thread
 from tests.engine.normalization_kernels import BACKWARD, FORWARD, SLOW
 

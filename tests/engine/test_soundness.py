@@ -12,8 +12,9 @@ from lla_spec.language import registry
 from lla_spec.testing.cases import Case
 from lla_spec.testing.covering import features
 from lla_spec.testing.inputs import build
-from lla_spec.testing.judge import truth_of, worst_entry
+from lla_spec.testing.judge import worst_entry
 from lla_spec.testing.threads import one_blas_thread
+from lla_spec.testing.truth import truth_of
 from tests.engine import ball_truth, loss_kernels, multi_head_kernels, normalization_kernels, soundness
 from tests.engine.kernels import FORWARD, kernels_of
 from tests.engine.soundness import MARKS, judged, outputs_of, rows

@@ -25,7 +25,6 @@ division may be a reciprocal and a product). Where exp underflows, ŵ_j is off b
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,15 +98,16 @@ def _rises(lower: Array, upper: Array, live: Array, contract: Contract) -> Array
     limit = n - 1 if contract.blocks == "n_k" else min(int(contract.blocks), n) - 1
     if limit <= 0:
         return np.zeros(lower.shape)
-    rows = (math.prod(lower.shape[:-1]), n)
-    below = np.where(live, lower, np.inf).reshape(rows)
-    above = np.sort(np.where(live, upper, -np.inf).reshape(rows), axis=-1)
-    counts = np.empty(below.shape)
     exact = lower is upper
-    for row in range(len(counts)):
-        counts[row] = n - np.searchsorted(above[row], below[row], side="right" if exact else "left")
+    ends = [np.where(live, upper, -np.inf), np.where(live, lower, np.inf)]
+    # In ascending order, an upper end before its equal among the lower ones if it is itself and not above.
+    order = np.argsort(np.concatenate(ends if exact else ends[::-1], axis=-1), axis=-1, kind="stable")
+    is_upper = order < n if exact else order >= n
+    up_to = np.empty(order.shape)
+    np.put_along_axis(up_to, order, np.cumsum(is_upper, axis=-1), axis=-1)
+    counts = n - (up_to[..., n:] if exact else up_to[..., :n])
     counts = counts if exact else counts - 1  # its own upper end lies above its lower end
-    return np.clip(counts, 0, limit).reshape(lower.shape) * live
+    return np.clip(counts, 0, limit) * live
 
 
 def relative_interval(w: Weights) -> tuple[Array, Array]:
