@@ -6,6 +6,11 @@ import os
 # reads this when it is imported; how it splits its sums among its threads stays what it was.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# glibc gives what is freed back to the system and asks for it again, page by page: half of all system time. It reads
+# this when a process starts, so it is for xdist's workers.
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 28))
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 25))
+
 pytest_plugins = ["lla_spec.testing.plugin"]
 
 # Doctests are found by importing every module, and these refuse that where what they adapt is absent: a package, or

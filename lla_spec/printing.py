@@ -82,14 +82,33 @@ def explicit(result: Tensor, sizes: dict[str, int]) -> sp.Matrix | sp.NDimArray:
     values = {dim: dim.size(sizes) for dim in dims}
     shape = [values[axis.dim] for axis in result.axes]
 
+    known: dict[Any, Any] = {}
+
     def at(where: tuple[int, ...]) -> sp.Expr:
-        return entry.xreplace(dict(zip(result.axes, map(sp.Integer, where), strict=True))).xreplace(values).doit()
+        placed = entry.xreplace(dict(zip(result.axes, map(sp.Integer, where), strict=True))).xreplace(values)
+        return _written_out(placed, known).doit()
 
     entries = [at(where) for where in itertools.product(*map(range, shape))]
     if len(shape) <= 2:
         rows, columns = (*shape, 1, 1)[:2]
         return sp.Matrix(rows, columns, entries)
     return sp.Array(entries, shape)
+
+
+def _written_out(expr: Any, known: dict[Any, Any]) -> Any:
+    """Sums as their terms side by side. sympy's own doit looks for a closed form of every sum first."""
+    if expr not in known:
+        if isinstance(expr, sp.Sum):
+            terms = [expr.function]
+            limits: Any = expr.limits
+            for index, low, high in reversed(limits):
+                terms = [term.xreplace({index: sp.Integer(v)}) for term in terms for v in range(low, high + 1)]
+            known[expr] = sp.Add(*(_written_out(term, known) for term in terms))
+        elif expr.has(sp.Sum):
+            known[expr] = expr.func(*(_written_out(part, known) for part in expr.args))
+        else:
+            known[expr] = expr
+    return known[expr]
 
 
 class _Latex(LatexPrinter):
