@@ -38,7 +38,8 @@ from lla_spec.testing.watch_calls import Call, NotJudged, read, reader_of
 class Looked:
     """What `assert_correct` looked at in one output ("" or the argument whose gradient it is).
 
-    `said` is which part of its axes, "" where every entry was judged; `ratio` the worst error / bound of these.
+    `said` is which part of its axes, "" where every entry was judged; `ratio` the worst error / bound of these;
+    `unbound` how many have an infinite bound, since something may overflow on the way: there every answer passes.
     """
 
     output: str
@@ -46,15 +47,17 @@ class Looked:
     entries: int
     said: str
     ratio: float
+    unbound: int = 0
 
     def __str__(self) -> str:
         name = f"gradient of {self.output}: " if self.output else ""
-        if not self.said:
-            return f"{name}all {self.entries:,} entries judged, worst error / bound {self.ratio:.2g}"
-        return (
-            f"{name}{self.judged:,} of {self.entries:,} entries judged ({self.said}), worst error / bound "
-            f"{self.ratio:.2g}; the others were not looked at"
-        )
+        part = f"{self.judged:,} of {self.entries:,} entries" if self.said else f"all {self.entries:,} entries"
+        beside = "; the others were not looked at" if self.said else ""
+        if self.unbound:
+            few = "their" if self.unbound == self.judged else f"{self.unbound:,} of their"
+            beside = f"; {few} bounds are infinite (a step may overflow), where every answer passes{beside}"
+        where = f" ({self.said})" if self.said else ""
+        return f"{name}{part} judged{where}, worst error / bound {self.ratio:.2g}{beside}"
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,8 @@ def _look(operation: str, part: Part, contract: Contract, began: float) -> Looke
         raise AssertionError(f"{operation}{output}: the result has shape {tuple(given.shape)}, it must be {part.shape}")
     computed, exact = as_numpy(given), part.exact
     ratio = ratios(computed, exact, contract.io)
-    looked = Looked(part.output, ratio.size, int(np.prod(part.shape)), part.said, float(ratio.max(initial=0.0)))
+    size, unbound = int(np.prod(part.shape)), int(np.isinf(exact.error).sum())
+    looked = Looked(part.output, ratio.size, size, part.said, float(ratio.max(initial=0.0)), unbound)
     if (ratio <= 1).all():
         return looked
     at = np.unravel_index(int(np.argmax(ratio)), ratio.shape)

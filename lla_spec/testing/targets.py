@@ -124,6 +124,7 @@ def _bundled(name: str) -> ModuleType:
 
 
 def _module(path: str) -> ModuleType:
+    _look_in(Path.cwd())  # a console script does not, other than `python -m`
     try:
         return importlib.import_module(path)
     except ModuleNotFoundError as error:
@@ -156,9 +157,7 @@ def declare(page: Path) -> None:
 
 
 def _executed(path: str, file: Path, name: str) -> ModuleType:
-    beside = str(file.resolve().parent)
-    if beside not in sys.path:
-        sys.path.append(beside)  # its neighbours can be imported, as those of a script; last, so that they hide nothing
+    _look_in(file.resolve().parent)  # its neighbours can be imported, as those of a script
     made = importlib.util.spec_from_file_location(name, file)
     assert made is not None and made.loader is not None
     module = importlib.util.module_from_spec(made)
@@ -169,6 +168,12 @@ def _executed(path: str, file: Path, name: str) -> ModuleType:
         del sys.modules[name]
         raise _import_error(path, error) from error
     return module
+
+
+def _look_in(folder: Path) -> None:
+    """What lies in a folder can be imported; last, so that it hides nothing."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def _import_error(path: str, error: BaseException) -> BaseException:

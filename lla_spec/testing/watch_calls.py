@@ -94,14 +94,15 @@ def _variant(call: Call) -> Call:
 
 def reader_of(name: str) -> Reader:
     """The reader of a function that takes the operation's own arguments."""
-    own = signature(operation(name))
-    tensors = set(torch_parameters(operation(name)))
+    formula = operation(name)
+    own, tensors = signature(formula), set(torch_parameters(formula))
+    keywords = formula.keywords if formula.called != name else {}  # cross_entropy_sum: reduction="sum"
 
     def reader(*args: Any, **kwargs: Any) -> Call:
         given = own.bind(*args, **kwargs)
         given.apply_defaults()
         held = {k: v for k, v in given.arguments.items() if isinstance(v, Tensor) and k in tensors}
         options = {k: v for k, v in given.arguments.items() if k not in held and v is not None}
-        return call_of(name, options, **held)
+        return call_of(formula.called, {**options, **keywords}, **held)
 
     return reader

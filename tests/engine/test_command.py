@@ -64,6 +64,16 @@ def test_the_command_itself_exits_with_2_and_no_traceback(tmp_path):
     assert done.returncode == 2 and done.stderr == "lla-spec: target nothing.py: no such file\n"
 
 
+def test_a_module_of_the_current_folder_is_a_target(tmp_path, monkeypatch):
+    """A console script has its own folder on the path and not the current one."""
+    (tmp_path / "kernels_here.py").write_text("def softmax(x): return x.float().softmax(-1).to(x.dtype)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    run = ["verify", "kernels_here", "--op", "softmax", "--law", "definition", "--dtype", "fp32", "--jobs", "1"]
+    done = here(*run, "--examples", "1")
+    assert done.exit_code == 0 and "1 rows: 1 pass" in done.stdout, done.output
+
+
 def test_a_failure_replays_in_another_process(tmp_path):
     wrong = "tests/targets/wrong.py:scale_by_value_dim"
     done = here("verify", wrong, "--op", "attention", "--law", "definition", "--dtype", "fp32")

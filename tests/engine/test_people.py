@@ -71,6 +71,24 @@ def test_what_is_no_result_is_said_plainly(call, message):
         call(*qkv())
 
 
+def test_where_every_answer_passes_is_said():
+    x = torch.tensor([[3e38, -3e38, 1.0], [1.0, 2.0, 3.0]])
+    told = str(assert_correct("layer_norm", torch.nn.functional.layer_norm(x, (3,)), x))
+    assert "all 6 entries judged" in told and "3 of their bounds are infinite (a step may overflow)" in told
+    told = str(assert_correct("layer_norm", torch.zeros(1, 3), x[:1]))
+    assert "their bounds are infinite (a step may overflow), where every answer passes" in told
+
+
+def test_a_formula_that_torch_calls_by_a_keyword_has_its_own_name():
+    z, targets = torch.randn(4, 7, generator=torch.Generator().manual_seed(3)), torch.tensor([0, 6, -100, 3])
+    for reduction in ("sum", "none"):
+        loss = torch.nn.functional.cross_entropy(z, targets, reduction=reduction)
+        assert_correct(f"cross_entropy_{reduction}", loss, z, targets)
+        assert_correct("cross_entropy", loss, z, targets, reduction=reduction)
+        with pytest.raises(AssertionError):
+            assert_correct(f"cross_entropy_{reduction}", loss * 1.01, z, targets)
+
+
 def attention_at(rows):
     made = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(1, rows, 64, generator=made).bfloat16() for _ in range(3))
