@@ -283,3 +283,14 @@ def test_small_evaluations_are_quick_enough_for_hypothesis() -> None:
 def test_a_prepared_evaluation_counts_its_largest_array() -> None:
     assert prepare(operation("attention"), {"q": Q, "k": K, "v": V}).entries == 2 * 4 * 6
     assert prepare(operation("softmax"), {"x": normal(2, 3, 7)}).entries == 42
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("vjp", [False, True])
+def test_a_score_that_overflows_to_minus_infinity_is_no_masked_key(sign, vjp):
+    """q·k is ±3·10^320: a kernel's row is infinite or NaN, and nothing is known of what comes of it."""
+    q, v = np.full((2, 3), 1e160), np.ones((2, 3))
+    given = {"q": q, "k": np.stack([sign * q[0], 1e-170 * q[0]]), "v": v, "mask": np.array([[True, False]])}
+    found = bound("attention", given | ({"grad_output": v} if vjp else {}), contract("strict", "fp64"), vjp=vjp)
+    for bounded in found.values() if vjp else [found]:
+        assert np.isinf(bounded.error).all()

@@ -59,7 +59,10 @@ class Weights:
 
 
 def weights(logits: Array, model: Roundings, error: Array | None = None) -> Weights:
-    """Propagate |Ŝ - S| <= error (..., n) through exp and the sum; logits (..., n), -inf where nobody looks."""
+    """Propagate |Ŝ - S| <= error (..., n) through exp and the sum; logits (..., n), -inf where nobody looks. Where the
+    error is infinite, -inf (or NaN) is a sum that overflowed here as well: it is looked at, whatever it is."""
+    if error is not None:
+        logits = np.where(np.isinf(error), 0.0, logits)
     live = logits > -np.inf
     peak = logits.max(-1, keepdims=True, initial=-np.inf)
     peak = np.where(np.isfinite(peak), peak, 0.0)
