@@ -103,7 +103,7 @@ def _places(functions: list[Function], but_not: Any) -> list[list[tuple[Any, str
     """For each function every (namespace, name) that holds it: a module's globals, a class, an object, a dict."""
     position = {id(function): number for number, function in enumerate(functions)}
     found: list[list[tuple[Any, str]]] = [[] for _ in functions]
-    for holder in gc.get_referrers(*functions) if functions else ():
+    for holder in _referrers(*functions):
         if not isinstance(holder, dict):
             # An object whose attributes have not been asked for as a dict until now. A function holds its globals.
             holder = None if isinstance(holder, types.FunctionType) else getattr(holder, "__dict__", None)
@@ -117,9 +117,21 @@ def _places(functions: list[Function], but_not: Any) -> list[list[tuple[Any, str
     return found
 
 
+def _referrers(*objects: Any) -> list[Any]:
+    """Whatever holds them. The collector does not look at what a server froze before it forked (gc.freeze)."""
+    frozen = gc.get_freeze_count() > 0
+    if frozen:
+        gc.unfreeze()
+    try:
+        return gc.get_referrers(*objects) if objects else []
+    finally:
+        if frozen:
+            gc.freeze()
+
+
 def _owner(attributes: dict[str, Any]) -> Any:
     """The class whose attributes these are, which alone may change them; else the dict itself."""
-    for candidate in gc.get_referrers(attributes):
+    for candidate in _referrers(attributes):
         if isinstance(candidate, type) and any(d is attributes for d in gc.get_referents(vars(candidate))):
             return candidate
     return attributes

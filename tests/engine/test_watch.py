@@ -1,5 +1,7 @@
 """watch: every call of a declared operation in a model, judged at its actual inputs and cotangents."""
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -201,6 +203,19 @@ def test_a_function_that_cannot_be_intercepted_is_refused():
     ):
         with pytest.raises(ValueError, match=why), watch(None, functions={name: function}):
             pass
+
+
+def test_a_function_is_found_where_a_server_froze_its_objects_before_it_forked():
+    held = {"soft": lambda x: x.softmax(-1)}
+    gc.collect()
+    gc.freeze()
+    try:
+        with watch(None, functions={"softmax": held["soft"]}) as seen:
+            held["soft"](randn(2, 3))
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+    assert seen.judged == 1
 
 
 # ---- which part of a tensor, and whose gradient
