@@ -81,7 +81,6 @@ def explicit(result: Tensor, sizes: dict[str, int]) -> sp.Matrix | sp.NDimArray:
         )
     values = {dim: dim.size(sizes) for dim in dims}
     shape = [values[axis.dim] for axis in result.axes]
-
     known: dict[Any, Any] = {}
 
     def at(where: tuple[int, ...]) -> sp.Expr:

@@ -76,8 +76,8 @@ def bound(
     """The result and, entry by entry, the most that a kernel of that contract may differ: Bounded, or a dict of them.
 
     On integers whose sums fit the accumulator the error is 0, and the value is the exact result rounded once
-    (exactness). Elsewhere the value is float64's; with `exact` it is off by no more than 2^-20 of the error, which
-    allows for it (`oracle` rounds correctly).
+    (exactness). Elsewhere the value is float64's; with `exact`, the float64 nearest to a ball that is narrower than
+    2^-20 of the error, or one unit away where the exact number lies half way. The error allows for all of this.
 
     The error is the smaller one of the sharp rule's and the generic rule's, forward (unless scores are cast) and for
     multilinear gradients: there both hold for every kernel of the contract (tests/engine/test_generic_bounds.py). The

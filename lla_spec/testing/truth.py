@@ -1,7 +1,7 @@
 """What an answer is compared with: value and bound of every output, remembered while the same inputs come back.
 
-A shrink, the search for a cause, the next target and the next law ask for the same inputs again: on our own tests for
-more than half of all of them.
+A shrink, the search for a cause and the next target ask for the same inputs again: ten times of seventeen where this
+suite judges wrong kernels.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from lla_spec.testing.inputs import Arguments
 
 Truth = dict[str, Bounded]  # by output: "" for a forward result, the argument's name for a gradient
 
-REMEMBERED = 1024
-SMALL = 1 << 12
-"""Entries of all outputs together: four megabytes of values, errors and errors before the cast are 43 of these."""
+REMEMBERED, SMALL = 1024, 1 << 12
+"""So many truths of so many entries each, with their errors before and after the cast: at most 100 MB."""
 
 _remembered: OrderedDict[tuple[Any, ...], Truth] = OrderedDict()  # a function of its key alone, so nobody needs to know
 
