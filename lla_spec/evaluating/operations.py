@@ -52,7 +52,8 @@ def oracle(
 ) -> Any:
     """The result of an operation, float64 (...); with `vjp`, the gradients as a dict by torch argument name.
 
-    `exact`: computed in balls and correctly rounded, else in float64. NaN where the result depends on a NaN or, -∞
+    `exact`: computed in balls and correctly rounded (what cancels to less than 2^-300 of the largest result is that
+    small, and no digit of it is promised), else in float64. NaN where the result depends on a NaN or, -∞
     logits apart, on an infinity. Rows that a mask leaves without a key are 0.
     Raises ArgumentError for arguments that do not fit.
 
