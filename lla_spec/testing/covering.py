@@ -104,11 +104,11 @@ def covering(formula: Formula, law: str, dtype: str, device: str = "cpu") -> lis
     classes = [
         *_shapes(formula, f, base),
         *_values(f, base),
-        *_layouts(f, base),
+        *_layouts(formula, f, base),
         *(_masks(f, base) if f.mask else ()),
         *(_indices(f, base) if f.index else ()),
         *_arguments(f, base),
-        *_specials(f, base),
+        *_specials(formula, f, base),
         *_long_masks(f, base),
     ]
     return [(name, replace(_bounded(f, case), seed=number + 1)) for number, (name, case) in enumerate(classes)]
@@ -193,10 +193,16 @@ def _summed_first(f: Features, base: Case) -> int:
     return next(base.size(name) for name in f.summed if name not in (f.causal or ()))
 
 
-def _layouts(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+def _ragged(formula: Formula, f: Features, base: Case) -> Case:
+    """More than a tile along every axis, and no multiple of one: a kernel pads each, or reads beyond its end."""
+    return replace(base, sizes=_sizes(f.dims, 33, 23, 37, 25), batch=(23,) if formula.rows is not None else ())
+
+
+def _layouts(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     wide = replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9), batch=(3,))
     for layout in ("transposed", "strided", "sliced", "offset", "expanded"):
         yield f"{layout} inputs", replace(wide, layout=layout)
+    yield "sliced inputs, ragged tiles", replace(_ragged(formula, f, base), layout="sliced")
     if f.arguments > 1:
         same = replace(base, sizes=tuple((name, 6) for name in f.dims), batch=(2, 3))
         yield "a layout for each argument", replace(same, layout="dense+transposed+sliced")
@@ -262,10 +268,11 @@ def _arguments(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
         yield f"without {name}", replace(base, without=name)
 
 
-def _specials(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+def _specials(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     wide = replace(base, sizes=_sizes(f.dims, 4, 6, 5, 3))
     yield "storage written again", replace(wide, special="reuse")
     yield "a live NaN", replace(wide, special="live_nan")
+    yield "a live NaN, ragged tiles", replace(_ragged(formula, f, base), special="live_nan")
     if base.law == "definition":
         yield "a live infinity", replace(wide, special="live_inf")
     if f.exponential and f.arguments == 1:

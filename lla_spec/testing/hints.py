@@ -10,6 +10,7 @@ import re
 from lla_spec.calls import Formula
 from lla_spec.interface import signature
 from lla_spec.testing.judge import Judgement
+from lla_spec.testing.layouts import BESIDE_NAN
 from lla_spec.testing.verdicts import Result
 
 BY_CAUSE = (
@@ -136,6 +137,10 @@ def _about_the_case(found: Judgement) -> str:
     """What is left in the smallest failing case is what it takes to fail."""
     case, worst = found.case, found.worst
     if worst is not None and worst.computed != worst.computed:
+        if set(case.layout.split("+")) & set(BESIDE_NAN):
+            return "NaN lies beside these inputs in memory: look for a read beyond a row's end, where 0 is no padding"
+        if case.special == "live_nan":
+            return "one entry is NaN, and other rows get it: look for a read beyond a row's end, where 0 is no padding"
         return "NaN is made by 0/0, inf - inf or 0·inf: look for an exp that overflows and a sum that is 0"
     if worst is not None and worst.computed - worst.computed != 0:
         return "look for an exp that overflows, a log of what underflowed to 0, or a product in 16 bits"

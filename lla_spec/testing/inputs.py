@@ -197,7 +197,8 @@ def _plant(formula: Formula, case: Case, arguments: Arguments, keep: Tensor | No
     if case.special.startswith("live"):
         first = tensors[0]
         where = np.zeros(tuple(first.shape), bool)
-        where.reshape(-1)[: 1 if where.size else 0] = True
+        middle = where.size // 2  # there are rows before it and after it, which it must not reach
+        where.reshape(-1)[middle : middle + 1] = True
         _write(first, where, value)
         return
     hidden = hidden_columns(formula, case, keep)

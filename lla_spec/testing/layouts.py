@@ -70,3 +70,5 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "expanded": _expanded,
     "scalar": _scalar_expanded,
 }
+
+BESIDE_NAN = ("strided", "sliced", "offset")  # views into a buffer whose other entries are NaN

@@ -126,7 +126,8 @@ def whiteboard_attention(
     elif fold == "both":
         root = math.sqrt(abs(factor))
         q, k, factor = q * root, k * math.copysign(root, factor), 1.0
-    s, keep = product(q, k.mT) * factor, visible(q, k, mask, is_causal)
+    # torch's bf16 product reads beyond the rows of a view (docs/findings.md, 23): the contract is tried, not that.
+    s, keep = product(q.contiguous(), k.mT) * factor, visible(q, k, mask, is_causal)
     if keep is None:
         return product(torch.softmax(s, -1), v)
     empty = ~keep.any(-1, keepdim=True)

@@ -109,13 +109,13 @@ def test_an_offset_far_above_the_spread_is_taken_out_first() -> None:
 
 
 def test_small_singular_values_survive_where_the_covariance_loses_them() -> None:
-    turn, _ = torch.linalg.qr(normal(3, 3, dtype=torch.float32))
-    x = torch.diag(torch.tensor([1.0, 2.0**-14, 0.0])) @ turn  # σ₂/σ₁ is below √u of float32
-    x = torch.cat([x, -x])
+    turns, _ = torch.linalg.qr(normal(8, 3, 3, dtype=torch.float32))  # one alone may round well by chance
+    x = torch.diag(torch.tensor([1.0, 2.0**-14, 0.0])) @ turns  # σ₂/σ₁ is below √u of float32
+    x = torch.cat([x, -x], -2)
     mean, components, explained = pca(x, 2)
     assert_correct("pca", (mean, components, explained), x, 2)
     with pytest.raises(AssertionError, match="explained variance is off"):
-        assert_correct("pca", (mean, components, torch.linalg.eigvalsh(x.T @ x / 5).flip(0)[:2]), x, 2)
+        assert_correct("pca", (mean, components, torch.linalg.eigvalsh(x.mT @ x / 5).flip(-1)[..., :2]), x, 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
@@ -155,8 +155,9 @@ def test_value_and_gradients_are_the_formulas(forward: Any, vjp: Any, last: int,
     grad_sizes = torch.autograd.grad(size, sizes, grad_output.double().abs())
     assert isinstance(named, tuple) and len(named) == 3
     for got, also, true, bound_by, argument in zip(named, behind, want, grad_sizes, given, strict=True):
-        assert got.dtype == dtype and got.shape == argument.shape and torch.equal(got, also)
+        assert got.dtype == also.dtype == dtype and got.shape == also.shape == argument.shape
         assert_within(got, true, bound_by)
+        assert_within(also, true, bound_by)  # torch may sum in another order where a tensor requires grad
 
 
 @each_map
