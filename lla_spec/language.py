@@ -25,6 +25,7 @@ from typing import Any
 import sympy as sp
 
 from lla_spec.calls import Formula, calls
+from lla_spec.mentions import formulas_in
 from lla_spec.symbols import (
     DeclarationError,
     Dim,
@@ -94,6 +95,7 @@ class Law:
     doc: str
     source: str
     of: str = ""  # the operation, where it is declared: a law about a witness calls none
+    states: Callable[[], Any] | None = None  # the function that returns the relation
 
     @classmethod
     def stated_later(cls, state: Callable[[], Mapping[str, Any]], **known: Any) -> Law:
@@ -128,6 +130,14 @@ class Law:
                 if formula.operation:
                     return formula.name
         raise DeclarationError(f"{self.id}: calls no operation; name the one that it is about with of=…")
+
+    def belongs_to(self, operation: str) -> bool:
+        """Whether it is a law of this operation. It is stated only where its function names that."""
+        return operation in self._candidates and self.operation == operation
+
+    @cached_property
+    def _candidates(self) -> frozenset[str]:
+        return formulas_in(self.states) if self.states and not self.of else frozenset({self.operation})
 
     @cached_property
     def dims(self) -> list[Dim]:
@@ -174,7 +184,7 @@ class Registry:
         return [formula for formula in self.formulas.values() if formula.operation]
 
     def laws_of(self, operation: str) -> list[Law]:
-        return [law for law in self.laws.values() if law.operation == operation]
+        return [law for law in self.laws.values() if law.belongs_to(operation)]
 
 
 registry = Registry()
@@ -284,6 +294,7 @@ def _declare(function: Any, kind: str, evaluate: str | None, corollary_of: str |
     law = Law.stated_later(
         lambda: _statement(function, kind, law), name=name, topic=topic, kind=kind, evaluate=evaluate,
         corollary_of=corollary_of, doc=_doc(function), source=_source(function), of=of,
+        states=function,
     )  # fmt: skip
     if Path(function.__code__.co_filename).parent != BUNDLED:  # a page of one's own is validated when it is read
         with _naming(topic, name):

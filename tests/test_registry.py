@@ -18,6 +18,13 @@ def test_every_page_has_its_topic_file(topic):
     assert (Path(lla_spec.formulas.__file__).parent / f"{topic}.py").is_file()
 
 
+@pytest.mark.parametrize("law", registry.laws.values(), ids=lambda law: law.id)
+def test_the_laws_of_an_operation_are_found_without_stating_the_others(law):
+    """What a law's function names decides whether it is stated at all, so it must name the law's operation."""
+    owners = [formula.name for formula in registry.operations() if law.belongs_to(formula.name)]
+    assert owners == [law.operation]
+
+
 class Collected:
     """What a run of pytest collects."""
 

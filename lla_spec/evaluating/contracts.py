@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -37,7 +38,7 @@ class Precision:
     smallest_normal: float
     smallest_subnormal: float
 
-    @property
+    @cached_property
     def overflow_threshold(self) -> float:
         """The smallest magnitude that rounds to infinity, (2-u)·2^emax; for fp64 `largest`, as it has no double."""
         threshold = self.largest * ((2 - self.unit_roundoff) / (2 - 2 * self.unit_roundoff))

@@ -33,9 +33,11 @@ def ratios(computed: np.ndarray, bounded: Bounded, io: Precision) -> np.ndarray:
     if computed.shape != bounded.value.shape:
         raise ValueError(f"ratios: computed has shape {computed.shape} but the value has {bounded.value.shape}")
     value, error = bounded.value, bounded.error
-    must, may = _overflow(bounded, io)
     with np.errstate(all="ignore"):
         difference = np.abs(computed - value)
+        if _ordinary(difference, bounded, io):
+            return np.where(difference == 0, 0.0, difference / error)
+        must, may = _overflow(bounded, io)
         # A bound of 0 divides to inf (0/0 is caught by rule 3); inf/inf is a breakdown of the bound: nothing is known.
         ratio = np.where(np.isinf(error), 0.0, difference / error)
     ratio = np.where(np.isinf(computed), np.where(may & (np.sign(computed) == np.sign(value)), 0.0, np.inf), ratio)
@@ -45,6 +47,12 @@ def ratios(computed: np.ndarray, bounded: Bounded, io: Precision) -> np.ndarray:
     ratio = np.where(np.isnan(computed), np.where(np.isinf(error), 0.0, np.inf), ratio)
     wanted_nan = np.isnan(value)
     return np.where(wanted_nan, np.where(np.isnan(computed) | np.isinf(error), 0.0, np.inf), ratio)
+
+
+def _ordinary(difference: np.ndarray, bounded: Bounded, io: Precision) -> bool:
+    """Whether every entry is a number and none may overflow: then rules 3 and 5 are all there is."""
+    most = np.abs(bounded.value) + bounded.pre_cast_error
+    return bool(np.isfinite(difference + bounded.error).all() and (most < io.overflow_threshold).all())
 
 
 def hazards(bounded: Bounded) -> np.ndarray:

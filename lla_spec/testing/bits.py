@@ -9,10 +9,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 _NORMAL_TERMS = 12  # the sum of 12 uniforms on [-1/2, 1/2) has variance 1
+
+
+class _Key(ISeedSequence):
+    """Gives Philox its key as it is: `Philox(key=…)` does the same, and draws from the system's entropy beside it."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        return np.frombuffer(hashlib.sha256(self.label.encode()).digest(), dtype)[:n_words]
 
 
 class Bits:
@@ -23,8 +35,7 @@ class Bits:
     """
 
     def __init__(self, *labels: object) -> None:
-        digest = hashlib.sha256("\x1f".join(map(str, labels)).encode()).digest()
-        self._raw = np.random.Philox(key=np.frombuffer(digest[:16], np.uint64))
+        self._raw = np.random.Philox(_Key("\x1f".join(map(str, labels))))  # pyright: ignore[reportArgumentType]
 
     def _words(self, count: int) -> np.ndarray:
         return np.asarray(self._raw.random_raw(max(count, 1)))[:count]

@@ -147,8 +147,10 @@ def _answer(run: Callable[[], Any], name: str) -> Any:
 
 
 def _bytes(value: Tensor) -> Tensor:
+    """What its storage holds, eight bytes at a time where it can be: these are compared."""
     storage = value.detach().untyped_storage()
-    return torch.empty(0, dtype=torch.uint8, device=value.device).set_(storage)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    dtype = torch.uint8 if storage.nbytes() % 8 else torch.int64
+    return torch.empty(0, dtype=dtype, device=value.device).set_(storage)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def _snapshot(value: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -157,7 +159,7 @@ def _snapshot(value: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 
 
 def _same_bytes(before: Tensor, after: Tensor) -> bool:
-    return before.numel() == after.numel() and torch.equal(before, after)
+    return before.nbytes == after.nbytes and torch.equal(before, after)
 
 
 def checked(result: Any, expected: Expected, name: str) -> Tensor:

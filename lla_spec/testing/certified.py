@@ -90,7 +90,7 @@ def judge_certified(target: Target, formula: Certified, case: Case, contract: Co
         return Judgement(case, message=why)
     inputs = build_certified(formula, case)
     oracle = oracles(formula, inputs.arguments, contract)
-    found = Judgement(case, digest=inputs.digest, inputs=inputs.arguments)
+    found = Judgement(case, inputs=inputs.arguments)
     try:
         outputs = answer_certified(target, formula, case, inputs.arguments)
     except Misbehaved as error:

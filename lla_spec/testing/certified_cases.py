@@ -18,7 +18,7 @@ from torch import Tensor
 from lla_spec.certified import Certified
 from lla_spec.testing.bits import Bits
 from lla_spec.testing.cases import Case, CaseError
-from lla_spec.testing.inputs import TORCH_DTYPES, Arguments, Inputs, digest
+from lla_spec.testing.inputs import TORCH_DTYPES, Arguments, Inputs
 from lla_spec.testing.layouts import LAYOUTS
 from lla_spec.testing.spectra import SPECTRA
 from lla_spec.testing.strategies import ANYTHING, SMALL, Support
@@ -141,7 +141,7 @@ def build_certified(formula: Certified, case: Case) -> Inputs:
         tensor = _in_range(torch.from_numpy(values), TORCH_DTYPES[case.dtype]).to(case.device)
         arguments[name] = LAYOUTS[case.layout](tensor)
     arguments.update({name: case.size(dim.name) for name, dim in formula.counted.items()})
-    return Inputs(arguments, digest(arguments))
+    return Inputs(arguments)
 
 
 def _in_range(values: Tensor, dtype: torch.dtype) -> Tensor:

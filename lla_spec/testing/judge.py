@@ -23,7 +23,7 @@ from lla_spec.testing.calling import Expected, Misbehaved, autograd_vjp, call, c
 from lla_spec.testing.cases import Case
 from lla_spec.testing.families import FAMILIES
 from lla_spec.testing.heat import Heat, heat_of
-from lla_spec.testing.inputs import Arguments, arguments_of, build, hidden_columns, lead, mask_of, shape_of
+from lla_spec.testing.inputs import Arguments, arguments_of, build, digest, hidden_columns, lead, mask_of, shape_of
 from lla_spec.testing.targets import Target
 from lla_spec.testing.truth import Truth, as_numpy, truth_of
 
@@ -57,13 +57,17 @@ class Judgement:
     reported: str = ""  # something seen and not judged, such as NaN that leaks where no policy forbids it
     unimplemented: bool = False
     called: str = ""  # for a law: the call that failed, "attention:definition"
-    digest: str = ""
     inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
     outputs: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def failed(self) -> bool:
         return bool(self.kind)
+
+    @property
+    def digest(self) -> str:
+        """Of the inputs' values, as they are now: what the code under test has written is in it."""
+        return digest(self.inputs)
 
     @property
     def ratio(self) -> float:
@@ -76,7 +80,7 @@ def judge(target: Target, formula: Formula, case: Case, contract: Contract, *, t
     alignment = target.policy(formula.name, "causal_alignment") or "bottom_right"
     inputs = build(formula, case)
     truth = truth_of(formula, inputs.arguments, contract, vjp=vjp, alignment=alignment)
-    found = Judgement(case, digest=inputs.digest, inputs=inputs.arguments)
+    found = Judgement(case, inputs=inputs.arguments)
     try:
         outputs = answer(target, formula, case, inputs.arguments)
     except Misbehaved as error:

@@ -29,7 +29,7 @@ from lla_spec.symbols import Tensor, inputs
 from lla_spec.testing.bits import Bits
 from lla_spec.testing.calling import Misbehaved
 from lla_spec.testing.cases import Case
-from lla_spec.testing.inputs import TORCH_DTYPES, Arguments, digest
+from lla_spec.testing.inputs import TORCH_DTYPES, Arguments
 from lla_spec.testing.judge import Judgement, Worst, answer, worst_entry
 from lla_spec.testing.targets import Target
 from lla_spec.testing.truth import as_numpy, truth_of
@@ -56,7 +56,7 @@ class Visible:
 def judge_law(target: Target, law: Law, case: Case, contract_of: ContractOf) -> Judgement:
     """`target` on one case of an identity or theorem."""
     run = _Run(target, law, case, contract_of)
-    found = Judgement(case, digest=run.digest, inputs=run.drawn)
+    found = Judgement(case, inputs=run.drawn)
     visible = visible_calls(law, target)
     if not visible:
         return replace(found, unimplemented=True)
@@ -143,7 +143,6 @@ class _Run:
         self.worst_call: Visible | None = None
         self._draw()
         self.drawn = {t.name: torch.from_numpy(np.array(b.value)) for t, b in self.values.items()}
-        self.digest = digest(dict(self.drawn))
 
     def _draw(self) -> None:
         """The free inputs from the grid, then the constrained ones by their constructions."""

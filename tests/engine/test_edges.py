@@ -29,6 +29,14 @@ def test_the_ratio_is_the_error_over_the_bound() -> None:
     assert ratio(2.0, 1.0, 0.5) == 2.0
 
 
+def test_an_ordinary_entry_is_judged_alike_beside_one_that_is_not() -> None:
+    numbers = np.array([1.25, 1.0, -3.0, 0.0])
+    b = Bounded(np.array([1.0, 1.0, -2.0, 0.0]), np.array([0.5, 0.0, 0.25, 0.0]))
+    beside = Bounded(np.append(b.value, INF), np.append(b.error, 0.0))
+    assert ratios(numbers, b, FP16).tolist() == [0.5, 0.0, 4.0, 0.0]
+    assert ratios(np.append(numbers, INF), beside, FP16).tolist() == [0.5, 0.0, 4.0, 0.0, 0.0]
+
+
 # ---- overflow
 
 

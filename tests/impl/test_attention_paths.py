@@ -197,6 +197,8 @@ def test_a_vjp_needs_no_autograd() -> None:
 
 def test_the_reason_for_reading_the_inputs_is_still_there() -> None:
     """torch's kernel answers a NaN in q with numbers. Once this fails, the finiteness test may go."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip("torch's kernel for AVX2 answers with NaN")
     q, k, v = qkv(8, 8)
     q[..., 0, 0] = math.nan
     assert not F.scaled_dot_product_attention(q, k, v)[..., 0, :].isnan().any()

@@ -36,6 +36,7 @@ from lla_spec.evaluating.sharp.roundings import ORACLE_U, Arguments, Array, Roun
 # Beyond e^50 an interval says no more than 0 <= p <= 1; the clip keeps inf - inf out of the formulas.
 _WIDEST = 50.0
 _LOG_ULPS = 2
+_PAIRS = 1 << 14  # of logits, up to which comparing each with each is faster than sorting a row
 
 
 @dataclass(frozen=True)
@@ -101,15 +102,14 @@ def _rises(lower: Array, upper: Array, live: Array, contract: Contract) -> Array
     limit = n - 1 if contract.blocks == "n_k" else min(int(contract.blocks), n) - 1
     if limit <= 0:
         return np.zeros(lower.shape)
-    exact = lower is upper
-    ends = [np.where(live, upper, -np.inf), np.where(live, lower, np.inf)]
-    # In ascending order, an upper end before its equal among the lower ones if it is itself and not above.
-    order = np.argsort(np.concatenate(ends if exact else ends[::-1], axis=-1), axis=-1, kind="stable")
-    is_upper = order < n if exact else order >= n
-    up_to = np.empty(order.shape)
-    np.put_along_axis(up_to, order, np.cumsum(is_upper, axis=-1), axis=-1)
-    counts = n - (up_to[..., n:] if exact else up_to[..., :n])
-    counts = counts if exact else counts - 1  # its own upper end lies above its lower end
+    highest = np.where(live, upper, -np.inf)
+    if lower.size * n <= _PAIRS:
+        counts = np.count_nonzero(highest[..., None, :] > lower[..., :, None], axis=-1)
+    else:
+        ascending = np.sort(highest.reshape(-1, n), axis=-1)
+        not_above = [row.searchsorted(ends, "right") for row, ends in zip(ascending, lower.reshape(-1, n), strict=True)]
+        counts = n - np.reshape(not_above, lower.shape)
+    counts = counts - (highest > lower)  # its own upper end may lie above its lower end
     return np.clip(counts, 0, limit) * live
 
 
