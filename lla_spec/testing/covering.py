@@ -148,7 +148,8 @@ def _shapes(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Ca
         longest = LONG[base.dtype] if name not in f.squared else LONG_SQUARED
         yield f"long {name}", replace(base.with_sizes({name: longest + 3}), batch=(1,))
         if f.exponential and f.arguments > 1:  # what γ of a long sum would hide: a lost tail
-            late = replace(base.with_sizes({name: longest + 3}), batch=(3,), family="ones+last+normal", exponent=1)
+            batch = (1,) if name in f.squared else (3,)
+            late = replace(base.with_sizes({name: longest + 3}), batch=batch, family="ones+last+normal", exponent=1)
             yield f"long {name}, the weight in its last row", late
     if len(f.dims) == 1:
         yield "vocabulary", replace(base, sizes=_sizes(f.dims, LONG[base.dtype] + 3), batch=(3,))
@@ -242,7 +243,8 @@ def _long_masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     long = STAGNATION if base.dtype != "fp16" else 8 * STAGNATION  # fp16 counts to 2^11, bf16 to 2^8
     for name in f.masked:
         if name in f.summed and name not in f.squared:
-            wide = replace(base, sizes=_sizes(f.dims, 3, 21, 5, 7), batch=(9,), mask="per_batch", family="positive")
+            counts = (3,) if f.causal else (9,)  # a mask of queries and keys counts in each of three rows
+            wide = replace(base, sizes=_sizes(f.dims, 3, 21, 5, 7), batch=counts, mask="per_batch", family="positive")
             yield f"a mask over a long {name}", wide.with_sizes({name: long})
 
 
