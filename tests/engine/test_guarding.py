@@ -125,7 +125,10 @@ def test_a_view_of_the_input_is_judged_by_its_values():
     assert (result.verdict, result.kind) == ("fail", "bound")
 
 
-def test_ctrl_c_is_not_what_code_under_test_raises_and_cannot_be_swallowed_by_it():
+def test_ctrl_c_is_not_what_code_under_test_raises_and_cannot_be_swallowed_by_it(request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
     def swallows(x):
         try:
             os.kill(os.getpid(), signal.SIGINT)

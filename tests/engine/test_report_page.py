@@ -1,5 +1,6 @@
 """The page: what a target says has no power, nothing is fetched, every formula is MathML, and Chromium shows it all."""
 
+import html
 import json
 import re
 import shutil
@@ -163,7 +164,7 @@ for (const filter of ["verdict=fail", "dtype=bf16", "verdict=", "dtype=", "op=so
   form.dispatchEvent(new Event("input"));
   counts.push(shown());
 }
-document.title = JSON.stringify({
+top.document.title = JSON.stringify({
   counts, width: document.documentElement.scrollWidth, formula: document.querySelector(".card math").clientHeight,
   paper: getComputedStyle(document.body).backgroundColor,
 });
@@ -173,11 +174,16 @@ document.title = JSON.stringify({
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here: the page was not rendered")
 @pytest.mark.parametrize(("width", "scheme", "paper"), [(1280, 1, "rgb(247, 247, 245)"), (400, 0, "rgb(16, 19, 23)")])
 def test_chromium_shows_it_at_both_widths_in_both_schemes_and_filters(tmp_path, page, width, scheme, paper):
-    """A script that asks is added: once where the page's policy is taken out, once where it must not run."""
+    """A script that asks is added: once where the page's policy is taken out, once where it must not run.
+
+    The first stands in a frame of the width: a browser's window may have a least width of its own.
+    """
     asking = page.replace("</body>", f"<script>{PROBE}</script></body>")
-    (tmp_path / "open.html").write_text(re.sub(r"<meta http-equiv[^>]*>", "", asking), encoding="utf-8")
+    inside = html.escape(re.sub(r"<meta http-equiv[^>]*>", "", asking))
+    frame = f'<title></title><iframe srcdoc="{inside}" width="{width}" height="900" frameborder="0"></iframe>'
+    (tmp_path / "open.html").write_text(f"<!doctype html><meta charset=utf-8>{frame}", encoding="utf-8")
     (tmp_path / "closed.html").write_text(asking, encoding="utf-8")
-    run = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+    run = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000",
            f"--blink-settings=preferredColorScheme={scheme}", f"--user-data-dir={tmp_path}", "--dump-dom"]  # fmt: skip
 
     def shown(name):
