@@ -21,7 +21,8 @@ from lla_spec.testing.cases import Case, CaseError
 from lla_spec.testing.inputs import TORCH_DTYPES, Arguments, Inputs
 from lla_spec.testing.layouts import LAYOUTS
 from lla_spec.testing.spectra import SPECTRA
-from lla_spec.testing.strategies import ANYTHING, SMALL, Support
+from lla_spec.testing.strategies import SMALL
+from lla_spec.testing.support import ANYTHING, Support
 
 # Powers of two by which a case may be scaled so that squares of its entries, and sums of them, stay normal numbers.
 SCALES = {"fp64": 400, "fp32": 50, "bf16": 50, "fp16": 5}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import sympy as sp
@@ -25,10 +26,11 @@ from lla_spec.evaluating.plan import Plan
 from lla_spec.evaluating.rounding import Rounding
 from lla_spec.interface import IGNORE_INDEX, count_values, own_axes, torch_axes, torch_shape
 from lla_spec.language import Law
-from lla_spec.symbols import Tensor, inputs
+from lla_spec.symbols import Tensor, inputs, is_input
 from lla_spec.testing.bits import Bits
 from lla_spec.testing.calling import Misbehaved
 from lla_spec.testing.cases import Case
+from lla_spec.testing.covering import features
 from lla_spec.testing.inputs import TORCH_DTYPES, Arguments
 from lla_spec.testing.judge import Judgement, Worst, answer, worst_entry
 from lla_spec.testing.targets import Target
@@ -96,6 +98,17 @@ def visible_calls(law: Law, target: Target) -> list[Visible]:
     return list(found.values())
 
 
+def not_taken(law: Law, target: Target) -> list[str]:
+    """The arguments in a law's calls that the target does not take."""
+    found: dict[str, None] = {}
+    for call in visible_calls(law, target):
+        refused = target.support(call.operation.name).refused
+        roles = {name: parameter.role for name, parameter in call.operation.parameters.items()}
+        given = [role.argument for name, role in roles.items() if role and call.tensor.call.arguments[name] is not None]
+        found.update((argument, None) for argument in given if argument in refused)
+    return list(found)
+
+
 def _visible(tensor: Tensor, target: Target) -> Visible | None:
     if tensor.call is None:
         return None
@@ -104,11 +117,16 @@ def _visible(tensor: Tensor, target: Target) -> Visible | None:
         return None
     if gradient and not target.differentiable(formula.name):
         return None
+    refused = target.support(formula.name).refused
+    wanted = formula.parameters[gradient].role if gradient else None
+    if wanted is not None and wanted.argument in refused:
+        return None
     for name, parameter in formula.parameters.items():
         argument, role = tensor.call.arguments[name], parameter.role
         if argument is None or role is None:
             continue
         hidden = not role.argument and not _at_default(argument)
+        hidden |= role.argument in refused and not (_is_input(argument) or argument == role.default)
         shared = isinstance(argument, Tensor) and not role.batched and len(argument.axes) > len(parameter.axes)
         if hidden or shared or (role.argument and role.kind == "mask" and not _boolean(argument)):
             return None  # the torch signature cannot say this: the specification evaluates the call
@@ -118,6 +136,10 @@ def _visible(tensor: Tensor, target: Target) -> Visible | None:
 def _at_default(argument: Tensor | sp.Expr) -> bool:
     """An input that no torch signature has (softmax's mask): on a target it stands at its default."""
     return isinstance(argument, Tensor) and argument.role is not None and not argument.role.argument
+
+
+def _is_input(argument: Tensor | sp.Expr) -> bool:
+    return isinstance(argument, Tensor) and is_input(argument)
 
 
 def _boolean(argument: Tensor | sp.Expr) -> bool:
@@ -150,10 +172,32 @@ class _Run:
         free: dict[Tensor, None] = {}
         for tensor in (self.law.left, self.law.right, *constructions.values()):
             free.update((t, None) for t in _free(tensor) if t not in constructions)
+        not_taken: dict[Tensor, Any] = {}
+        for call in visible_calls(self.law, self.target):
+            not_taken = self._not_taken(call) | not_taken
         for tensor in free:
-            self.values[tensor] = _sure(draw(tensor, self.case, self.sizes))
+            given = not_taken.get(tensor)
+            value = draw(tensor, self.case, self.sizes)
+            self.values[tensor] = _sure(value if given is None else np.full(value.shape, float(given)))
+            self.exact &= given is None or bool(given.is_Rational)
         for constrained, construction in constructions.items():
             self.values[constrained] = _sure(self.evaluate(construction).value)
+
+    def _not_taken(self, call: Visible) -> dict[Tensor, Any]:
+        """The inputs that stand where the target takes no argument (a mask, a scale), and what it takes for granted."""
+        found: dict[Tensor, Any] = {}
+        refused = self.target.support(call.operation.name).refused
+        for name, parameter in call.operation.parameters.items():
+            role, argument = parameter.role, call.tensor.call.arguments[name]
+            if role is not None and role.argument in refused and _is_input(argument):
+                default, sizes = sp.sympify(role.default), self._sizes_of(call)
+                found[argument] = default.subs({dim: sizes[str(dim)] for dim in default.free_symbols})
+        return found
+
+    def _can_be_asked(self, call: Visible, shape_case: Case) -> bool:
+        """Whether the target takes these sizes, and what it takes for granted is what stands there."""
+        granted = all(bool((self.values[t].value == float(v)).all()) for t, v in self._not_taken(call).items())
+        return granted and self.target.support(call.operation.name).takes(shape_case)
 
     def evaluate(self, tensor: Tensor | sp.Expr) -> Bounded:
         """A tensor from the values so far, with the errors that they carry pushed through."""
@@ -170,6 +214,8 @@ class _Run:
         """Run one call on the target and judge it at its actual inputs."""
         arguments = self._arguments(call)
         shape_case = self._shape_case(call, arguments)
+        if not self._can_be_asked(call, shape_case):
+            return  # the specification evaluates it
         declared = self.contract_of(call.operation.name)
         truth = truth_of(call.operation, arguments, declared, vjp=bool(call.gradient), alignment=self._alignment(call))
         outputs = answer(self.target, call.operation, shape_case, arguments)
@@ -199,13 +245,14 @@ class _Run:
     def _arguments(self, call: Visible) -> Arguments:
         """The torch arguments of a call, rounded to the dtype; whether that was exact is remembered."""
         arguments: Arguments = {}
+        refused = self.target.support(call.operation.name).refused
         for name, parameter in call.operation.parameters.items():
             role, argument = parameter.role, call.tensor.call.arguments[name]
             if role is None or not role.argument:
                 continue
             if role.kind == "mask" and role.causal:
                 arguments.setdefault("is_causal", False)
-            if argument is None:
+            if argument is None or role.argument in refused:
                 arguments[role.argument] = None
                 continue
             value = self.evaluate(argument).value
@@ -260,7 +307,10 @@ class _Run:
                 batch = tuple(value.shape[: value.dim() - len(torch_axes(call.operation, parameter))])
         law = "vjp" if call.gradient else "definition"
         sizes = tuple(self._sizes_of(call).items())
-        return replace(self.case, op=call.operation.name, law=law, sizes=sizes, batch=batch, special="none")
+        without = "+".join(name for name in features(call.operation).optional if arguments.get(name) is None)
+        return replace(
+            self.case, op=call.operation.name, law=law, sizes=sizes, batch=batch, special="none", without=without
+        )
 
     def _spec_shape(self, call: Visible, array: np.ndarray) -> np.ndarray:
         return array.reshape(tuple(axis.dim.size(self.sizes) for axis in call.tensor.axes))

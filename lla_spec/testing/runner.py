@@ -20,8 +20,9 @@ from lla_spec.testing.drawing import draw
 from lla_spec.testing.guarding import Surroundings
 from lla_spec.testing.inputs import build
 from lla_spec.testing.judge import Judgement, answer, judge
-from lla_spec.testing.laws import judge_law
+from lla_spec.testing.laws import judge_law, not_taken
 from lla_spec.testing.strategies import cases, law_cases
+from lla_spec.testing.support import ANYTHING
 from lla_spec.testing.targets import Target, TargetError, operation_formula
 from lla_spec.testing.threads import one_blas_thread, threads_for
 from lla_spec.testing.verdicts import Result, Row, chained, verdict, worst_as_json
@@ -80,11 +81,12 @@ class Session:
         for formula in registry.operations():
             if self.options.ops and formula.name not in self.options.ops:
                 continue
+            kinds = [(d, device) for d in self.options.dtypes or DTYPES for device in self.devices()]
+            taken = [kind for kind in kinds if self._supported(formula.name, *kind)]
+            if not taken and self._takes_nothing(formula.name):
+                taken = kinds  # offered, and it raises whatever it is given: its rows say so
             for law in self._laws(formula.name):
-                for dtype in self.options.dtypes or DTYPES:
-                    for device in self.devices():
-                        if self._supported(formula.name, dtype, device):
-                            yield Row(formula.name, law, dtype, device)
+                yield from (Row(formula.name, law, dtype, device) for dtype, device in taken)
 
     def _laws(self, operation: str) -> Iterator[str]:
         chosen = self.options.laws
@@ -100,6 +102,10 @@ class Session:
         if declared is not None:
             return dtype in declared
         return not self.target.implements(operation) or not self.probe(operation, dtype, device)
+
+    def _takes_nothing(self, operation: str, law: str = "definition") -> bool:
+        """Whether the plainest call raises in every dtype, on every device."""
+        return all(self.probe(operation, dtype, device, law) for dtype in DTYPES for device in self.devices())
 
     def probe(self, operation: str, dtype: str, device: str, law: str = "definition") -> str:
         """Why the target does not take this dtype (or gradient), found by one plain call; "" where it does."""
@@ -131,9 +137,10 @@ class Session:
         if not self.target.implements(row.op):
             return Result(row, "unimplemented", message=f"the target has no {row.op}")
         contract = self.contract(row)
-        result = Result(row, "pass", contract=contract.describe())
-        if row.law == "vjp" and not self._gradient_offered(row):
-            return replace(result, verdict="unimplemented", message=f"{row.op} offers no gradient")
+        result = Result(row, "pass", contract=contract.describe(), within=self.target.support(row.op).words)
+        why = self._no_gradient(row) if row.law == "vjp" else ""
+        if why:
+            return replace(result, verdict="unimplemented", message=f"{row.op} offers no gradient{why}")
         judging = self.judging(row, contract)
         unimplemented = False
         for name, case in self.cases(row):
@@ -150,21 +157,26 @@ class Session:
             failed=bool(result.kind), known=False, unimplemented=unimplemented, examples=result.examples,
             evidence=result.evidence, hazards=result.hazards, no_power=result.no_power,
         )  # fmt: skip
+        if result.verdict == "no_evidence" and row.law not in ("definition", "vjp"):
+            away = not_taken(law_of(row), self.target)
+            if away:
+                result.verdict = "unimplemented"
+                result.message = f"without {' and '.join(away)} this law says nothing of {row.op}"
         result.seconds = time.monotonic() - begin
         return result
 
     def contract(self, row: Row) -> Contract:
         return self.target.contract(row.op, row.dtype, self.options.contract)
 
-    def _gradient_offered(self, row: Row) -> bool:
+    def _no_gradient(self, row: Row) -> str:
+        """ " (it says so)" or the like where the target has no gradient to offer here; "" where it has."""
         if not self.target.differentiable(row.op):
-            return False
-        declared = (
-            self.target.claims.get("ops", {})
-            .get(row.op, {})
-            .get("differentiable", self.target.claims.get("differentiable"))
+            return " (it says so)"
+        why = self.probe(row.op, row.dtype, row.device, "vjp")
+        promised = self.target.says_differentiable(row.op) or (
+            f"{row.op}_vjp" in self.target.functions and self._takes_nothing(row.op, "vjp")
         )
-        return bool(declared) or not self.probe(row.op, row.dtype, row.device, "vjp")
+        return f" ({why})" if why and not promised else ""
 
     def judging(self, row: Row, contract: Contract) -> Callable[[Case], Judgement]:
         """The function that judges one case of this row."""
@@ -202,7 +214,7 @@ class Session:
             else law_covering(law_of(row), row.dtype, row.device)
         )
         if not self.options.at:
-            yield from ((name, case) for name, case in listed if support.takes(case))
+            yield from listed if support == ANYTHING else support.inside(listed)
         if isinstance(formula, Certified) and own:
             strategy = certified_cases(formula, row.dtype, row.device, support)
         elif own:

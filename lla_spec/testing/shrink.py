@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from lla_spec.testing.cases import Case
-from lla_spec.testing.strategies import Support
+from lla_spec.testing.support import Support
 
 SIZES = (1, 2, 3, 4, 5, 7, 9)
 
@@ -35,16 +35,25 @@ def shrink(case: Case, fails: Callable[[Case], bool], support: Support, seconds:
     return case
 
 
+def _alone_and_together(case: Case) -> Iterator[list[str]]:
+    """Each size by itself, then those that are equal: a kernel may ask for n = m, or for d = e."""
+    equal: dict[int, list[str]] = {}
+    for name, size in case.sizes:
+        yield [name]
+        equal.setdefault(size, []).append(name)
+    yield from (names for names in equal.values() if len(names) > 1)
+
+
 def _simpler(case: Case) -> Iterator[Case]:
     """Cases with one field simpler, the largest steps first."""
-    for name, size in case.sizes:
+    for names in _alone_and_together(case):
+        size = case.size(names[0])
         for smaller in (*(s for s in SIZES if s < size), size // 2):
             if 0 < smaller < size:
-                yield case.with_sizes({name: smaller})
+                yield case.with_sizes(dict.fromkeys(names, smaller))
     if case.batch:
         yield replace(case, batch=())
-        if case.batch != (1,):
-            yield replace(case, batch=(1,))
+        yield from (replace(case, batch=ones) for ones in ((1,), (1,) * len(case.batch)) if ones != case.batch)
         if len(case.batch) == 1:
             yield from (replace(case, batch=(s,)) for s in SIZES if s < case.batch[0])
     plain = {

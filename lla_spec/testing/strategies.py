@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import strategies as st
@@ -12,60 +11,10 @@ from lla_spec.language import Formula, Law
 from lla_spec.testing.cases import Case
 from lla_spec.testing.covering import LONG, SMALLEST, Features, features, few_heads
 from lla_spec.testing.inputs import MASKS
+from lla_spec.testing.support import ANYTHING, Support
 
 SMALL = (1, 2, 3, 5, 7, 11, 15, 16, 17, 23, 31, 32, 33)
 MEDIUM = (47, 63, 64, 65, 96, 127)
-
-
-@dataclass(frozen=True)
-class Support:
-    """What a target says that it takes: sizes by dimension, arguments that it refuses, layouts, equal dimensions."""
-
-    dims: Mapping[str, Callable[[int], bool]] = field(default_factory=dict)
-    choices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    refused: frozenset[str] = frozenset()
-    layouts: tuple[str, ...] | None = None
-    equal: tuple[tuple[str, str], ...] = ()
-
-    def takes(self, case: Case) -> bool:
-        sizes = dict(case.sizes)
-        return (
-            all(name not in sizes or test(sizes[name]) for name, test in self.dims.items())
-            and all(name not in sizes or sizes[name] in few for name, few in self.choices.items())
-            and all(sizes.get(a) == sizes.get(b) for a, b in self.equal)
-            and not (case.mask != "none" and "mask" in self.refused)
-            and not (case.causal and "is_causal" in self.refused)
-            and not (case.scale is not None and "scale" in self.refused)
-            and (self.layouts is None or set(case.layout.split("+")) <= set(self.layouts))
-        )
-
-    def nearest(self, case: Case) -> Case:
-        """The case moved inside: sizes to the nearest one taken, refused arguments left out."""
-        sizes = {name: self._nearest(name, size) for name, size in case.sizes}
-        for a, b in self.equal:
-            if a in sizes and b in sizes:
-                sizes[a] = sizes[b]
-        options: dict[str, Any] = {}
-        if "mask" in self.refused:
-            options["mask"] = "none"
-        if "is_causal" in self.refused:
-            options["causal"] = False
-        if "scale" in self.refused:
-            options["scale"] = None
-        if self.layouts is not None and not set(case.layout.split("+")) <= set(self.layouts):
-            options["layout"] = self.layouts[0]
-        return Case(**{**case.__dict__, **options, "sizes": tuple(sizes.items())})
-
-    def _nearest(self, name: str, size: int) -> int:
-        if name in self.choices:
-            return min(self.choices[name], key=lambda choice: abs(choice - size))
-        test = self.dims.get(name)
-        if test is None or test(size):
-            return size
-        return next((s for gap in range(1, 4096) for s in (size + gap, size - gap) if s > 0 and test(s)), size)
-
-
-ANYTHING = Support()
 
 
 @st.composite

@@ -90,6 +90,12 @@ def counts(results: Sequence[Result]) -> str:
     return f"{len(results)} rows: {told or 'none'}; {evidence(results)}"
 
 
+def limits(results: Sequence[Result]) -> list[str]:
+    """A line for each operation of which the target takes only a part."""
+    said = dict.fromkeys((r.row.op, r.within) for r in results if r.within)
+    return [f"{op}: checked where the target takes it: {within}" for op, within in said]
+
+
 def evidence(results: Sequence[Result]) -> str:
     """ "5,112 cases, 4,987 of them evidence"."""
     return f"{sum(r.examples for r in results):,} cases, {sum(r.evidence for r in results):,} of them evidence"

@@ -16,18 +16,9 @@ from lla_spec.evaluating.contracts import Contract, contract
 from lla_spec.language import Formula, registry
 from lla_spec.testing import bundled
 from lla_spec.testing.cases import DTYPES
+from lla_spec.testing.claims import check_claims, read_support
 from lla_spec.testing.errors import TargetError
-from lla_spec.testing.strategies import ANYTHING, Support
-
-TOP_KEYS = ("name", "version", "devices", "dtypes", "differentiable", "supports", "ops")
-OPERATION_KEYS = ("dtypes", "differentiable", "contract", "policies", "supports")
-POLICIES = {
-    "fully_masked_row": ("zeros", "nan", "mean", "undefined"),
-    "causal_alignment": ("bottom_right", "top_left"),
-    "nan_in_masked": ("ignored", "propagates"),
-    "overflow": ("inf",),
-    "all_ignored": ("nan", "zero"),
-}
+from lla_spec.testing.support import Support
 
 
 @dataclass(frozen=True)
@@ -60,6 +51,9 @@ class Target:
     def differentiable(self, operation: str) -> bool:
         return f"{operation}_vjp" in self.functions or bool(self._claim(operation, "differentiable", True))
 
+    def says_differentiable(self, operation: str) -> bool:
+        return bool(self._claim(operation, "differentiable", False))
+
     def contract(self, operation: str, dtype: str, override: Any = None) -> Contract:
         """The contract that it declares for an operation and dtype (undeclared: fused)."""
         declared = override if override is not None else self._claim(operation, "contract")
@@ -71,7 +65,14 @@ class Target:
         return self._claim(operation, "policies", {}).get(name)
 
     def support(self, operation: str) -> Support:
-        return read_support(self.name, self._claim(operation, "supports"))
+        if operation not in self._supports:  # asked for at every case
+            said = self._claim(operation, "supports")
+            self._supports[operation] = read_support("LLA_TARGET", said, registry.operations())
+        return self._supports[operation]
+
+    @functools.cached_property
+    def _supports(self) -> dict[str, Support]:
+        return {}
 
 
 def load(spec: str | Mapping[str, Any] | object, alias: str | None = None) -> Target:
@@ -218,79 +219,6 @@ def _operations() -> list[str]:
 
 def _operation_names() -> list[str]:
     return [name for operation in _operations() for name in (operation, f"{operation}_vjp")]
-
-
-def check_claims(name: str, claims: object) -> None:
-    """Raise TargetError for an LLA_TARGET whose keys or values mean nothing."""
-    if not isinstance(claims, Mapping):
-        raise TargetError(f"target {name}: LLA_TARGET is {type(claims).__name__}, it must be a mapping")
-    _known(name, "LLA_TARGET", claims, TOP_KEYS)
-    _check_dtypes(name, "LLA_TARGET", claims.get("dtypes", ()))
-    read_support(name, claims.get("supports"))
-    for operation, own in claims.get("ops", {}).items():
-        where = f"LLA_TARGET['ops'][{operation!r}]"
-        if operation not in _operations():
-            raise TargetError(f"target {name}: {where} is no operation; there are {', '.join(_operations())}")
-        _known(name, where, own, OPERATION_KEYS)
-        _check_dtypes(name, where, own.get("dtypes", ()))
-        read_support(name, own.get("supports"))
-        for policy, value in own.get("policies", {}).items():
-            if value not in POLICIES.get(policy, ()):
-                few = ", ".join(POLICIES.get(policy, POLICIES))
-                raise TargetError(f"target {name}: {where} has the policy {policy}={value!r}; there are {few}")
-        declared = own.get("contract")
-        per_dtype = isinstance(declared, Mapping) and set(declared) <= set(DTYPES)
-        for dtype, value in declared.items() if per_dtype else [("bf16", declared)]:
-            try:
-                contract(value, dtype)
-            except ValueError as error:
-                raise TargetError(f"target {name}: {where}: {error}") from None
-
-
-def _known(name: str, where: str, given: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-    for key in given:
-        if key not in keys:
-            raise TargetError(f"target {name}: {where} has the unknown key {key!r}; known are {', '.join(keys)}")
-
-
-def _check_dtypes(name: str, where: str, dtypes: Any) -> None:
-    for dtype in dtypes:
-        if dtype not in DTYPES:
-            raise TargetError(f"target {name}: {where} has the dtype {dtype!r}; there are {', '.join(DTYPES)}")
-
-
-def read_support(name: str, given: Any) -> Support:
-    """`supports` of LLA_TARGET: {"d": [64, 128], "n": "multiple of 16"}, `mask: False`, `layouts`, "e": "d"."""
-    if not given:
-        return ANYTHING
-    dims: dict[str, Callable[[int], bool]] = {}
-    choices: dict[str, tuple[int, ...]] = {}
-    refused: set[str] = set()
-    equal: list[tuple[str, str]] = []
-    layouts: tuple[str, ...] | None = None
-    for key, value in {**given, **given.get("dims", {})}.items():
-        if key == "dims":
-            continue
-        if key == "layouts":
-            layouts = ("dense",) if value == "contiguous" else tuple(value)
-        elif value is False:
-            refused.add(key)
-        elif isinstance(value, str) and value.startswith("multiple of "):
-            factor = int(value.removeprefix("multiple of "))
-            dims[key] = lambda size, factor=factor: size % factor == 0
-        elif isinstance(value, str) and value.startswith("at most "):
-            most = int(value.removeprefix("at most "))
-            dims[key] = lambda size, most=most: size <= most
-        elif isinstance(value, str) and value.isidentifier():
-            equal.append((key, value))
-        elif isinstance(value, list | tuple):
-            choices[key] = tuple(value)
-        elif value is not True:
-            raise TargetError(
-                f"target {name}: supports has {key}={value!r}; write a list of sizes, 'multiple of N', 'at most N', "
-                "the name of an equal dimension, or False for an argument that is not taken"
-            )
-    return Support(dims, choices, frozenset(refused), layouts, tuple(equal))
 
 
 def operation_formula(operation: str) -> Formula:

@@ -41,7 +41,8 @@ class Result:
 
     `ratios`: the worst error / bound of each judged case in their order, `cases` a digest of these cases: two rows with
     the same digest ran the same ones. `text`: what is told of a failure, for a person. `worst`: the worst entry of the
-    failing case as it was found (`case` is the one it was shrunk to), as JSON.
+    failing case as it was found (`case` is the one it was shrunk to), as JSON. `within`: what the target says that it
+    takes, where that is not everything: no case lies outside.
     """
 
     row: Row
@@ -52,6 +53,7 @@ class Result:
     no_power: int = 0
     classes: list[str] = field(default_factory=list)
     contract: str = ""
+    within: str = ""
     meets: str = ""
     worst_ratio: float = 0.0
     tight_ratio: float | None = None
@@ -72,8 +74,9 @@ class Result:
         return {
             "op": self.row.op, "law": self.row.law, "dtype": self.row.dtype, "device": self.row.device,
             "verdict": self.verdict, "examples": self.examples, "evidence": self.evidence, "hazards": self.hazards,
-            "no_power": self.no_power, "classes": self.classes, "contract": self.contract, "meets": self.meets,
-            "worst_ratio": number(self.worst_ratio), "tight_ratio": number(self.tight_ratio), "case": self.case,
+            "no_power": self.no_power, "classes": self.classes, "contract": self.contract, "within": self.within,
+            "meets": self.meets, "worst_ratio": number(self.worst_ratio), "tight_ratio": number(self.tight_ratio),
+            "case": self.case,
             "kind": self.kind, "cause": self.cause, "message": self.message, "text": self.text, "worst": self.worst,
             "cases": self.cases, "ratios": [short(ratio) for ratio in self.ratios], "notes": self.notes,
         }  # fmt: skip

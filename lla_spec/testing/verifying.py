@@ -22,7 +22,7 @@ from lla_spec.testing.journal import Journal, finished
 from lla_spec.testing.known import Known
 from lla_spec.testing.runner import Options
 from lla_spec.testing.running import Run
-from lla_spec.testing.table import accuracy_table, counts, devices_line, environment
+from lla_spec.testing.table import accuracy_table, counts, devices_line, environment, limits
 from lla_spec.testing.verdicts import Result, Row, exit_status
 
 
@@ -95,7 +95,7 @@ class Verification:
         if not interrupted:
             for text in self.target.texts(results, self.shown, survey=self.reports.html is not None):
                 self.out.print(f"\n{text}", markup=False, highlight=False)
-        for line in [*_reported(results), *told]:
+        for line in [*limits(results), *_reported(results), *told]:
             self.out.print(line, markup=False, highlight=False)
         self.out.print(counts(results), highlight=False)
         journal.write(results)

@@ -10,7 +10,7 @@ from lla_spec.testing.bits import Bits
 from lla_spec.testing.certified import certificates, complaint, oracles
 from lla_spec.testing.certified_cases import build_certified, certified_cases
 from lla_spec.testing.drawing import draw
-from lla_spec.testing.strategies import Support
+from lla_spec.testing.support import Support
 from tests.engine import witness_kernels as kernels
 from tests.engine.witnesses import OPERATIONS, a_case, each_dtype, each_operation, judged, judged_list, page
 

@@ -17,7 +17,7 @@ from lla_spec.testing.certified_cases import build_certified, certified_cases, c
 from lla_spec.testing.drawing import draw
 from lla_spec.testing.inputs import TORCH_DTYPES
 from lla_spec.testing.spectra import SPECTRA
-from lla_spec.testing.strategies import Support
+from lla_spec.testing.support import Support
 from tests.engine.witnesses import DTYPES, OPERATIONS, a_case, each_dtype, each_operation, judged, page
 
 # ---- the declaration

@@ -17,7 +17,7 @@ def document(ratios, **changes):
     row = {
         "op": "softmax", "law": "definition", "dtype": "fp32", "device": "cpu", "verdict": "pass",
         "examples": len(ratios), "evidence": len(ratios), "hazards": 0, "no_power": 0, "classes": [],
-        "contract": "strict",
+        "contract": "strict", "within": "",
         "meets": "", "worst_ratio": max(ratios), "tight_ratio": None, "case": "softmax:…", "kind": "", "cause": "",
         "message": "", "text": "", "worst": None, "cases": "the same", "ratios": list(ratios), "notes": [],
     }  # fmt: skip

@@ -74,7 +74,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6) -> T
 def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
     """The kernel writes the gradient over the logits, "a trick" as its comment says: it is given a copy of them."""
     if not targets.numel():  # its launcher takes the maximum of the targets
-        return loss_of_no_rows(logits, targets, reduction)
+        return loss_of_no_rows(logits, targets, "sum" if reduction == "mean" else reduction)  # 0, as of none that count
     rows, words = logits.reshape(-1, logits.shape[-1]).clone(), targets.reshape(-1)
     loss = LigerCrossEntropyFunction.apply(rows, words, None, ignore_index, 0.0, 0.0, reduction)[0]
     return loss.reshape(targets.shape) if reduction == "none" else loss
@@ -85,6 +85,6 @@ def linear_cross_entropy(
 ) -> Tensor:
     """The loss is float32 by their promise; the last rounding, to the dtype of h, is this adapter's."""
     if not targets.numel():  # its launcher divides by their number
-        return loss_of_no_rows(h @ w_out.mT, targets, "mean")
+        return loss_of_no_rows(h @ w_out.mT, targets, "sum")
     rows, words = h.reshape(-1, h.shape[-1]), targets.reshape(-1)
     return LigerFusedLinearCrossEntropyFunction.apply(rows, w_out, words, bias, None, ignore_index)[0].to(h.dtype)

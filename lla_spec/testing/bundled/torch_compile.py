@@ -34,12 +34,13 @@ if not torch.cuda.is_available():
 
 
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`function` compiled once for all sizes above 1; past the limit of recompilations it raises, never runs eager."""
+    """`function` compiled once for all sizes above 1, in each dtype, with and without gradients, and at sizes 0 and 1;
+    past the limit of recompilations it raises, and never runs eager."""
     built = torch.compile(function, dynamic=True, fullgraph=True)
 
     @functools.wraps(function)
     def called(*arguments: Any, **keywords: Any) -> Tensor:
-        with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
+        with torch._dynamo.config.patch(recompile_limit=1024, fail_on_recompile_limit_hit=True):
             return built(*arguments, **keywords)
 
     return called
@@ -52,7 +53,7 @@ def _of_rows(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(function)
     def called(x: Tensor, *others: Any, **keywords: Any) -> Tensor:
         out = built(x.reshape(-1, x.shape[-1]), *others, **keywords)
-        return out.reshape(*x.shape[:-1], *out.shape[1:])
+        return out.reshape((*x.shape[:-1], *out.shape[1:]))
 
     return called
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lla_spec.testing.cases import DTYPES
 from lla_spec.testing.report.document import Document
-from lla_spec.testing.table import CAPTION, counts, devices_in
+from lla_spec.testing.table import CAPTION, counts, devices_in, limits
 from lla_spec.testing.verdicts import FAILING, VERDICTS, Result, result_of
 
 TOLD = 20  # failures in full: a summary that GitHub cuts off tells less
@@ -26,6 +26,7 @@ def markdown(document: Document) -> str:
     return "\n".join([
         f"### lla-spec: {escaped(document['target'])}: {verdict}", "",
         f"{counts(results)}; {escaped(devices_in(document['environment']))}", "",
+        *(part for line in limits(results) for part in (escaped(line), "")),
         *_table(["operation"], [([op], [r for r in results if r.row.op == op]) for op in ops], dtypes), "", CAPTION, "",
         *_failures(bad),
         *_folded("every row", _table(["operation", "law"], _by_law(results), dtypes)),
