@@ -7,8 +7,8 @@ that follows. Inputs lie on a dyadic grid, so that glue is exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,7 @@ import sympy as sp
 import torch
 from torch import Tensor as TorchTensor
 
-from lla_spec.calls import Call, Formula, calls
+from lla_spec.calls import calls
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.compiling import compile_results
 from lla_spec.evaluating.contracts import Contract, contract
@@ -26,33 +26,19 @@ from lla_spec.evaluating.plan import Plan
 from lla_spec.evaluating.rounding import Rounding
 from lla_spec.interface import IGNORE_INDEX, count_values, own_axes, torch_axes, torch_shape
 from lla_spec.language import Law
-from lla_spec.symbols import Tensor, inputs, is_input
-from lla_spec.testing.bits import Bits
+from lla_spec.symbols import Tensor, inputs
 from lla_spec.testing.calling import Misbehaved
 from lla_spec.testing.cases import Case
 from lla_spec.testing.covering import features
 from lla_spec.testing.inputs import TORCH_DTYPES, Arguments
 from lla_spec.testing.judge import Judgement, Worst, answer, worst_entry
+from lla_spec.testing.law_calls import Visible, feeds, is_plain, visible_calls
+from lla_spec.testing.law_inputs import draw, feasible
 from lla_spec.testing.targets import Target
 from lla_spec.testing.truth import as_numpy, truth_of
 
 ContractOf = Callable[[str], Contract]
 _GLUE = contract("strict", "fp64")
-
-
-@dataclass(frozen=True)
-class Visible:
-    """A call that the target can be asked for: its operation, and the parameter whose gradient it is ("" forward)."""
-
-    tensor: Tensor
-    operation: Formula
-    gradient: str
-
-    @property
-    def name(self) -> str:
-        call: Call = self.tensor.call
-        given = ", ".join(a.name if isinstance(a, Tensor) else str(a) for a in call.arguments.values() if a is not None)
-        return f"{self.operation.name}{'_vjp' if self.gradient else ''}({given})"
 
 
 def judge_law(target: Target, law: Law, case: Case, contract_of: ContractOf) -> Judgement:
@@ -80,74 +66,6 @@ def judge_law(target: Target, law: Law, case: Case, contract_of: ContractOf) -> 
     return replace(
         found, kind="law", worst=worst, message="both sides were computed within their bounds, yet the law fails"
     )
-
-
-def visible_calls(law: Law, target: Target) -> list[Visible]:
-    """The calls of both sides that the target can run, arguments before what they feed."""
-    found: dict[Tensor, Visible] = {}
-
-    def visit(tensor: Tensor) -> None:
-        for other in tensor.call.tensors() if tensor.call is not None else tensor.dependencies:
-            visit(other)
-        call = _visible(tensor, target)
-        if call is not None:
-            found.setdefault(tensor, call)
-
-    for side in (law.left, law.right):
-        visit(side)
-    return list(found.values())
-
-
-def not_taken(law: Law, target: Target) -> list[str]:
-    """The arguments in a law's calls that the target does not take."""
-    found: dict[str, None] = {}
-    for call in visible_calls(law, target):
-        refused = target.support(call.operation.name).refused
-        roles = {name: parameter.role for name, parameter in call.operation.parameters.items()}
-        given = [role.argument for name, role in roles.items() if role and call.tensor.call.arguments[name] is not None]
-        found.update((argument, None) for argument in given if argument in refused)
-    return list(found)
-
-
-def _visible(tensor: Tensor, target: Target) -> Visible | None:
-    if tensor.call is None:
-        return None
-    formula, gradient = tensor.call.formula.gradient_of or (tensor.call.formula, "")
-    if not formula.operation or not target.implements(formula.name):
-        return None
-    if gradient and not target.differentiable(formula.name):
-        return None
-    refused = target.support(formula.name).refused
-    wanted = formula.parameters[gradient].role if gradient else None
-    if wanted is not None and wanted.argument in refused:
-        return None
-    for name, parameter in formula.parameters.items():
-        argument, role = tensor.call.arguments[name], parameter.role
-        if argument is None or role is None:
-            continue
-        hidden = not role.argument and not _at_default(argument)
-        hidden |= role.argument in refused and not (_is_input(argument) or argument == role.default)
-        shared = isinstance(argument, Tensor) and not role.batched and len(argument.axes) > len(parameter.axes)
-        if hidden or shared or (role.argument and role.kind == "mask" and not _boolean(argument)):
-            return None  # the torch signature cannot say this: the specification evaluates the call
-    return Visible(tensor, formula, gradient)
-
-
-def _at_default(argument: Tensor | sp.Expr) -> bool:
-    """An input that no torch signature has (softmax's mask): on a target it stands at its default."""
-    return isinstance(argument, Tensor) and argument.role is not None and not argument.role.argument
-
-
-def _is_input(argument: Tensor | sp.Expr) -> bool:
-    return isinstance(argument, Tensor) and is_input(argument)
-
-
-def _boolean(argument: Tensor | sp.Expr) -> bool:
-    if isinstance(argument, Tensor):
-        if argument.blocks:
-            return all(block in (0, 1) for block in argument.blocks)
-        return argument.role is not None and argument.role.kind == "mask"
-    return argument in (0, 1)
 
 
 class _Run:
@@ -189,7 +107,7 @@ class _Run:
         refused = self.target.support(call.operation.name).refused
         for name, parameter in call.operation.parameters.items():
             role, argument = parameter.role, call.tensor.call.arguments[name]
-            if role is not None and role.argument in refused and _is_input(argument):
+            if role is not None and role.argument in refused and is_plain(argument):
                 default, sizes = sp.sympify(role.default), self._sizes_of(call)
                 found[argument] = default.subs({dim: sizes[str(dim)] for dim in default.free_symbols})
         return found
@@ -232,7 +150,7 @@ class _Run:
             self.worst, self.worst_call = worst, call
         self.evidence |= bool((ratios(np.zeros(bounded.value.shape), bounded, declared.io) > 1).any())
         self.hazard |= bool(hazards(bounded).any())
-        self.nested |= any(_feeds(other.tensor, call.tensor) for other in self.asked)
+        self.nested |= any(feeds(other.tensor, call.tensor) for other in self.asked)
         self.asked.append(call)
         self.outputs[key] = output
         self.values[call.tensor] = Bounded(
@@ -360,57 +278,3 @@ def _key(tensor: Tensor) -> str:
 @cache
 def _plan(tensor: Tensor, known: tuple[Tensor, ...]) -> Plan:
     return compile_results({"out": tensor}, {_key(t): t for t in known})
-
-
-def _feeds(call: Tensor, other: Tensor) -> bool:
-    """Whether `other` is made from `call`."""
-    parts = other.call.tensors() if other.call is not None else other.dependencies
-    return any(part is call or _feeds(call, part) for part in parts)
-
-
-def _orthonormal(bits: Bits, shape: tuple[int, ...], along: int) -> np.ndarray:
-    """Signed unit vectors along one axis, all different; turned by a Hadamard matrix / 2 where fours of rows fit."""
-    length, count = shape[along], shape[1 - along]
-    columns = np.eye(length)[:, bits.permutation(length)[:count]] * bits.signs((count,))
-    if length % 4 == 0:
-        hadamard = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
-        columns = np.einsum("ab,nbk->nak", hadamard, columns.reshape(-1, 4, count)).reshape(length, count)
-    return columns if along == 0 else columns.T
-
-
-def feasible(law: Law, case: Case) -> Case:
-    """The case with orthonormal vectors at least as long as there are of them."""
-    sizes = dict(case.sizes)
-    for made in (tensor for hypothesis in law.hypotheses for tensor in hypothesis.by.values()):
-        if made.orthonormal is not None:
-            (other,) = (axis for axis in made.axes if axis != made.orthonormal)
-            along = made.orthonormal.dim.name
-            if along in sizes:
-                sizes[along] = max(sizes[along], other.dim.size(sizes))
-    return case.with_sizes(sizes)
-
-
-def draw(tensor: Tensor, case: Case, sizes: Mapping[str, int]) -> np.ndarray:
-    """An input of a law on the dyadic grid: small integers times a power of two, 0/1 masks, true permutations."""
-    shape = tuple(axis.dim.size(sizes) for axis in tensor.axes)
-    bits = Bits(case.seed, tensor.name, tensor.axes)
-    kind = tensor.role.kind if tensor.role else "real"
-    if tensor.permutation:
-        return bits.permutation(shape[0])
-    if tensor.orthonormal is not None:
-        return _orthonormal(bits, shape, tensor.axes.index(tensor.orthonormal))
-    if tensor.role is not None and not tensor.role.argument and tensor.role.default is not None:
-        return np.full(shape, float(tensor.role.default))
-    if kind == "index":
-        return (bits.integers(0, shape[-1], shape[:-1])[..., None] == np.arange(shape[-1])).astype(np.float64)
-    if kind == "mask":
-        keep = bits.integers(0, 3, shape) > 0
-        np.put_along_axis(keep, bits.integers(0, shape[-1], (*shape[:-1], 1)), True, -1)
-        return keep.astype(np.float64)
-    if tensor.positive:
-        return 2.0 ** bits.integers(-2, 3, shape)
-    if kind == "scalar":
-        return np.asarray(bits.signs(shape) * 2.0 ** bits.integers(-2, 2, shape))
-    low, high, unit = {"ties": (-1, 2, 1.0), "grid": (-8, 9, 0.25)}.get(case.family, (-4, 5, 1.0))
-    values = bits.integers(low, high, shape) * unit * 2.0**case.exponent
-    return np.abs(values) if tensor.nonnegative else values

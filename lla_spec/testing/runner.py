@@ -20,7 +20,8 @@ from lla_spec.testing.drawing import draw
 from lla_spec.testing.guarding import Surroundings
 from lla_spec.testing.inputs import build
 from lla_spec.testing.judge import Judgement, answer, judge
-from lla_spec.testing.laws import judge_law, not_taken
+from lla_spec.testing.law_calls import not_taken
+from lla_spec.testing.laws import judge_law
 from lla_spec.testing.strategies import cases, law_cases
 from lla_spec.testing.support import ANYTHING
 from lla_spec.testing.targets import Target, TargetError, operation_formula
@@ -55,14 +56,14 @@ class Session:
         for operation in options.ops:
             operation_formula(operation)
             if not target.implements(operation):
-                raise TargetError(f"target {target.name}: has no {operation}, which --op asks for")
+                raise TargetError(f"target {target.name}: has no {operation}, which was asked for")
         for dtype in options.dtypes:
             if dtype not in DTYPES:
-                raise TargetError(f"--dtype {dtype}: there are {', '.join(DTYPES)}")
+                raise TargetError(f"{dtype}: no dtype of that name; there are {', '.join(DTYPES)}")
         known = {"definition", "vjp", *(law.name for law in registry.laws.values()), *registry.laws}
         for law in options.laws:
             if law not in known:
-                raise TargetError(f"--law {law}: no law of that name; `lla-spec list` shows them")
+                raise TargetError(f"{law}: no law of that name; `lla-spec list` shows them")
 
     # ---- which rows there are
 
@@ -70,7 +71,7 @@ class Session:
         if self.options.devices:
             for device in self.options.devices:
                 if device.startswith("cuda") and not torch.cuda.is_available():
-                    raise TargetError(f"--device {device}: cuda is not available here")
+                    raise TargetError(f"{device}: cuda is not available here")
             return list(self.options.devices)
         present = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
         declared = self.target.devices()

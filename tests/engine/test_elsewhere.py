@@ -218,7 +218,7 @@ def test_installing_keeps_a_torch_that_is_there():
     ("options", "message"),
     [
         ({"laws": ["vjp"], "ops": ["embedding"]}, "has no embedding"),
-        ({"dtypes": ["fp8"]}, "--dtype fp8: there are fp64, fp32, bf16, fp16"),
+        ({"dtypes": ["fp8"]}, "fp8: no dtype of that name; there are fp64, fp32, bf16, fp16"),
         ({"laws": ["key_bias"]}, r"parametrize_with_laws: dict has no row with laws=\['key_bias'\]"),
         (
             {"laws": ["definition"], "dtypes": ["fp16"]},

@@ -91,7 +91,7 @@ def test_a_case_replays(pytester):
     ("options", "line"),
     [
         (["--lla-target", "nothing.py"], "*target nothing.py: no such file*"),
-        (["--lla-device", "cuda"], "*--device cuda: cuda is not available here*"),
+        (["--lla-device", "cuda"], "*cuda: cuda is not available here*"),
         (["--lla-case", "softmax"], "*needs op:law:dtype:device*"),
     ],
 )
