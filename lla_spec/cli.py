@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -261,6 +262,9 @@ def replay(
 
 def main(run: Callable[[], Any] = app) -> None:
     """The entry point; Ctrl-C outside of `verify` exits with 130 as shells expect."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # formulas are in Unicode, and not every terminal is
     try:
         run()
     except KeyboardInterrupt:

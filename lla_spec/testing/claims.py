@@ -120,7 +120,7 @@ def read_support(where: str, given: Any, operations: Sequence[Formula]) -> Suppo
     given = _mapping(where, given)
     flat = {key: value for key, value in given.items() if key != "dims"}
     flat.update(_mapping(f"{where}['dims']", given.get("dims", {})))
-    dims = {dim for formula in operations for dim in _dims(formula)}
+    dims = {dim for formula in operations for dim in dims_of(formula)}
     arguments = {argument for formula in operations for argument in signature(formula).parameters}
     sizes: dict[str, Size] = {}
     choices: dict[str, tuple[int, ...]] = {}
@@ -170,7 +170,8 @@ def _said(flat: Mapping[str, Any]) -> str:
     return "; ".join(words)
 
 
-def _dims(formula: Formula) -> tuple[str, ...]:
+def dims_of(formula: Formula) -> tuple[str, ...]:
+    """The dimensions of an operation's cases, by name."""
     return tuple(dim.name for dim in formula.dims) if isinstance(formula, Certified) else features(formula).dims
 
 

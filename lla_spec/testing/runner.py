@@ -15,6 +15,7 @@ from lla_spec.testing.calling import CLOCK, TIME_LIMIT_S, Misbehaved
 from lla_spec.testing.cases import DTYPES, Case
 from lla_spec.testing.certified import answer_certified, judge_certified
 from lla_spec.testing.certified_cases import build_certified, certified_cases, certified_covering
+from lla_spec.testing.claims import dims_of
 from lla_spec.testing.covering import covering, law_covering
 from lla_spec.testing.drawing import draw
 from lla_spec.testing.guarding import Surroundings
@@ -65,7 +66,26 @@ class Session:
             if law not in known:
                 raise TargetError(f"{law}: no law of that name; `lla-spec list` shows them")
 
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """A size that no operation has would be passed over; a law may have dimensions of its own."""
+        names = [f.name for f in registry.operations() if self.target.implements(f.name)]
+        names = [name for name in names if name in (self.options.ops or names)]
+        there = {dim for name in names for dim in dims_of(operation_formula(name))}
+        for name in self.options.at:
+            if names and name not in there and not self.options.laws:
+                few = f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
+                raise TargetError(f"size {name}: no dimension of {few}; there are {', '.join(sorted(there))}")
+
     # ---- which rows there are
+
+    def why(self) -> str:
+        """ ": it takes cuda alone, …" where no device that it takes is here."""
+        declared = self.target.devices()
+        if declared is None or self.devices():
+            return ""
+        return f": it takes {' and '.join(declared)} alone, and that is not available here"
 
     def devices(self) -> list[str]:
         if self.options.devices:

@@ -30,6 +30,7 @@ class Run(Protocol):
     @property
     def version(self) -> str: ...
     def rows(self) -> list[Row]: ...
+    def why(self) -> str: ...
     def results(self, rows: Sequence[Row]) -> Iterator[Result]: ...
     def texts(self, results: Sequence[Result], shown: str, *, survey: bool = False) -> list[str]: ...
     def pinned(self, known: Known) -> tuple[list[Pinned], list[str]]: ...
@@ -50,6 +51,10 @@ class Here:
 
     def rows(self) -> list[Row]:
         return list(self.session.rows())
+
+    def why(self) -> str:
+        """Why there may be no rows, to be read after a statement."""
+        return self.session.why()
 
     def results(self, rows: Sequence[Row]) -> Iterator[Result]:
         jobs = self.jobs
@@ -92,8 +97,11 @@ class Isolated:
         self.jobs = jobs or min(os.cpu_count() or 1, MOST_JOBS)
 
     @cached_property
-    def _about(self) -> tuple[str, str, list[Row]]:
-        """Name, version, rows. A probe that ends its process is left out the next time: its rows will show it."""
+    def _about(self) -> tuple[str, str, list[Row], str]:
+        """Name, version, rows, and why there may be none.
+
+        A probe that ends its process is left out the next time: its rows will show it.
+        """
         while True:
             worker = Worker(self.job)
             try:
@@ -116,6 +124,9 @@ class Isolated:
 
     def rows(self) -> list[Row]:
         return self._about[2]
+
+    def why(self) -> str:
+        return self._about[3]
 
     def results(self, rows: Sequence[Row]) -> Iterator[Result]:
         yield from run_on(self.job, rows, self.jobs)

@@ -189,7 +189,8 @@ def _from_object(found: object, name: str, alias: str | None) -> Target:
         if alias not in _operation_names():
             raise TargetError(f"--as {alias}: no operation of that name; there are {', '.join(_operations())}")
         if not callable(found):
-            raise TargetError(f"target {name}: {found!r} is not a function, so it cannot stand for {alias}")
+            way = f"; name one, {name}:FUNCTION" if isinstance(found, ModuleType) else ""
+            raise TargetError(f"target {name}: --as {alias} needs a function, and it is {type(found).__name__}{way}")
         return Target(name, {alias: found})
     mapping = found if isinstance(found, Mapping) else None
     claims = (mapping.get("LLA_TARGET") if mapping is not None else getattr(found, "LLA_TARGET", None)) or {}

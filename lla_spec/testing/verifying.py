@@ -41,6 +41,16 @@ class Reports:
     def journal(self) -> Path | None:
         return self.json or self.resume
 
+    def check(self) -> None:
+        """Raise ReportError before a run whose results could not be written after it."""
+        for option in ("json", "html", "markdown", "write_known"):
+            path = getattr(self, option)
+            if path is not None and not path.resolve().parent.is_dir():
+                name = option.replace("_", "-")
+                raise report.ReportError(f"--{name} {path}: there is no folder {path.resolve().parent}")
+        if self.html is not None:
+            report.need_jinja2()
+
     def write(self, document: report.Document) -> None:
         if self.html is not None:
             report.write_html(self.html, document)
@@ -75,11 +85,10 @@ class Verification:
         return report.document(self.title, results, about, self.asked)
 
     def run(self) -> int:
+        self.reports.check()
         rows = self.target.rows()
         if not rows:
-            raise TargetError(f"target {self.target.name}: nothing to check with these options")
-        if self.reports.html is not None:
-            report.need_jinja2()
+            raise TargetError(f"target {self.target.name}: nothing to check with these options{self.target.why()}")
         journal = Journal(self.reports.journal, self.document)
         resume, known = self.reports.resume, self.reports.known
         results = finished(resume, self.title, self.asked, rows) if resume else []

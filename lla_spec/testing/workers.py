@@ -231,7 +231,7 @@ def _answers(session: Any, kind: str, content: Any) -> Iterator[Any]:
     if kind == "rows":
         yield from map(session.run, content)
     elif kind == "about":
-        yield session.target.name, session.target.version, list(session.rows())
+        yield session.target.name, session.target.version, list(session.rows()), session.why()
     elif kind == "texts":
         results, shown, looked_over = content
         yield told(session, results, shown, looked_over), results

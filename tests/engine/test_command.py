@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from lla_spec.cli import app
@@ -40,6 +41,13 @@ def here(command, *arguments):
         (["verify", "mine.py", "--op", "attention"], "has no attention, which was asked for"),
         (["verify", "impl", "--dtype", "fp8"], "fp8: no dtype of that name; there are fp64, fp32, bf16, fp16"),
         (["verify", "impl", "--law", "nonsense"], "nonsense: no law of that name"),
+        (["verify", "mine.py", "--at", "d=64"], "size d: no dimension of softmax; there are m"),
+        (
+            ["verify", "mine.py", "--as", "softmax"],
+            "--as softmax needs a function, and it is module; name one, mine.py:",
+        ),
+        (["verify", "mine.py", "--json", "no/folder.json"], "--json no/folder.json: there is no folder"),
+        (["verify", "cuda.py"], "nothing to check with these options: it takes cuda alone, and that is not available"),
         (["verify", "impl", "--contract", "loose"], "--contract loose: there are strict, fused, whiteboard"),
         (["verify", "impl", "--at", "n=many"], "--at n=many: 'n=many' is not name=size"),
         (["replay", "softmax:definition"], "needs op:law:dtype:device:key=value"),
@@ -53,10 +61,21 @@ def test_what_cannot_be_used_is_said_in_one_line_and_exits_with_2(arguments, lin
     (tmp_path / "empty.py").write_text("x = 1\n")
     (tmp_path / "typo.py").write_text("LLA_TARGET = {'dtype': ['fp32']}\ndef softmax(x): return x.softmax(-1)\n")
     (tmp_path / "mine.py").write_text("def softmax(x): return x.softmax(-1)\n")
+    (tmp_path / "cuda.py").write_text("LLA_TARGET = {'devices': ['cuda']}\ndef softmax(x): return x.softmax(-1)\n")
+    if "cuda.py" in arguments and torch.cuda.is_available():
+        pytest.skip("cuda is available here")
     monkeypatch.chdir(tmp_path)
     done = here(*arguments)
     assert done.exit_code == 2, done.output
     assert line in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not done.stdout
+
+
+def test_a_terminal_that_knows_no_unicode_gets_the_text_all_the_same(tmp_path):
+    """With the signs that it does not know as their numbers."""
+    run = [sys.executable, "-m", "lla_spec", "show", "softmax"]
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=60)
+    assert done.returncode == 0 and r"P[i, j] = exp(x[i, j])\xb7M[i, j]/Z[i]" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_command_itself_exits_with_2_and_no_traceback(tmp_path):
