@@ -37,7 +37,9 @@ from lla_spec.testing.law_inputs import draw, feasible
 from lla_spec.testing.targets import Target
 from lla_spec.testing.truth import as_numpy, truth_of
 
-ContractOf = Callable[[str], Contract]
+ContractOf = Callable[[str, bool], Contract | None]
+"""The contract of an operation (False) or its gradient (True) in the case's dtype; None where it offers none there."""
+
 _GLUE = contract("strict", "fp64")
 
 
@@ -45,7 +47,7 @@ def judge_law(target: Target, law: Law, case: Case, contract_of: ContractOf) -> 
     """`target` on one case of an identity or theorem."""
     run = _Run(target, law, case, contract_of)
     found = Judgement(case, inputs=run.drawn)
-    visible = visible_calls(law, target)
+    visible = [call for call in visible_calls(law, target) if contract_of(call.operation.name, bool(call.gradient))]
     if not visible:
         return replace(found, unimplemented=True)
     try:
@@ -134,7 +136,8 @@ class _Run:
         shape_case = self._shape_case(call, arguments)
         if not self._can_be_asked(call, shape_case):
             return  # the specification evaluates it
-        declared = self.contract_of(call.operation.name)
+        declared = self.contract_of(call.operation.name, bool(call.gradient))
+        assert declared is not None
         truth = truth_of(call.operation, arguments, declared, vjp=bool(call.gradient), alignment=self._alignment(call))
         outputs = answer(self.target, call.operation, shape_case, arguments)
         if outputs is None:

@@ -22,7 +22,7 @@ from lla_spec.testing.guarding import Surroundings
 from lla_spec.testing.inputs import build
 from lla_spec.testing.judge import Judgement, answer, judge
 from lla_spec.testing.law_calls import not_taken
-from lla_spec.testing.laws import judge_law
+from lla_spec.testing.laws import ContractOf, judge_law
 from lla_spec.testing.strategies import cases, law_cases
 from lla_spec.testing.support import ANYTHING
 from lla_spec.testing.targets import Target, TargetError, operation_formula
@@ -138,10 +138,10 @@ class Session:
             self.announce(case)
             try:
                 if isinstance(formula, Certified):
-                    answer_certified(self.target, formula, case, build_certified(formula, case).arguments)
+                    found = answer_certified(self.target, formula, case, build_certified(formula, case).arguments)
                 else:
-                    answer(self.target, formula, case, build(formula, case).arguments)
-                self._probed[key] = ""
+                    found = answer(self.target, formula, case, build(formula, case).arguments)
+                self._probed[key] = "" if found is not None else "autograd finds no way back from its result"
             except Misbehaved as error:
                 self._probed[key] = str(error) if error.kind == "raises" else ""
         return self._probed[key]
@@ -217,13 +217,20 @@ class Session:
 
     def _judged(self, formula: Formula, law: Law | None, case: Case, contract: Contract) -> Judgement:
         if law is not None:
-            return judge_law(self.target, law, case, self._contract_in(case.dtype))
+            return judge_law(self.target, law, case, self._contract_in(case.dtype, case.device))
         if isinstance(formula, Certified):
             return judge_certified(self.target, formula, case, contract)
         return judge(self.target, formula, case, contract)
 
-    def _contract_in(self, dtype: str) -> Callable[[str], Contract]:
-        return lambda operation: self.target.contract(operation, dtype, self.options.contract)
+    def _contract_in(self, dtype: str, device: str) -> ContractOf:
+        """The contract of each operation that a law calls, where the target takes it in this dtype and device."""
+
+        def contract_of(operation: str, gradient: bool) -> Contract | None:
+            row = Row(operation, "vjp" if gradient else "definition", dtype, device)
+            taken = self._supported(operation, dtype, device) or self._takes_nothing(operation)
+            return self.contract(row) if taken and not (gradient and self._no_gradient(row)) else None
+
+        return contract_of
 
     def cases(self, row: Row) -> Iterator[tuple[str, Case]]:
         """(class, case): the covering list inside the target's support, then `examples` random cases ("random")."""

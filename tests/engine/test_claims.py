@@ -130,3 +130,38 @@ def test_a_dtype_that_raises_is_not_supported():
 
     session = Session(load({"softmax": softmax}), Options(("softmax",), ("definition",)))
     assert [row.dtype for row in session.rows()] == ["fp32", "bf16", "fp16"]
+
+
+def failing(target, **options):
+    session = Session(load(target), Options(examples=0, **options))
+    results = [session.run(row) for row in session.rows() if session.target.implements(row.op)]
+    assert any(result.verdict == "pass" for result in results)
+    return {(r.row.op, r.row.law, r.row.dtype): r.message for r in results if r.verdict == "fail"}
+
+
+def test_a_kernel_without_a_backward_pass_is_asked_for_no_gradient_by_any_law():
+    """One that autograd cannot see through: numpy, an inference kernel, a detached result."""
+
+    def softmax(x):
+        return impl.softmax(x.detach())
+
+    assert failing({"softmax": softmax}, dtypes=("fp32",)) == {}
+    session = Session(load({"softmax": softmax}), Options(("softmax",), ("vjp",), ("fp32",)))
+    (result,) = map(session.run, session.rows())
+    assert (result.verdict, result.message) == (
+        "unimplemented", "softmax offers no gradient (autograd finds no way back from its result)",
+    )  # fmt: skip
+
+
+def test_no_law_calls_an_operation_or_a_gradient_in_a_dtype_that_it_does_not_take():
+    """log_softmax = log ∘ softmax in float64, where softmax takes 16 bits alone, and its gradient bfloat16 alone."""
+
+    def softmax(x):
+        assert x.dtype in (torch.bfloat16, torch.float16)
+        return impl.softmax(x)
+
+    def softmax_vjp(x, *, grad_output):
+        assert x.dtype == torch.bfloat16
+        return impl.softmax_vjp(x, grad_output=grad_output)
+
+    assert failing({"softmax": softmax, "softmax_vjp": softmax_vjp, "log_softmax": impl.log_softmax}) == {}

@@ -24,6 +24,12 @@ LLA_TARGET: dict[str, Any] = {
     "supports": {"layouts": "contiguous"},  # the adapter's; see above
 }
 
+UNLIMITED = {
+    "recompile_limit": 1 << 16,  # of one function: in each dtype, for each eps, with and without gradients, and so on
+    "accumulated_recompile_limit": 1 << 16,
+    "fail_on_recompile_limit_hit": True,
+}
+
 if not torch.cuda.is_available():
     try:
         get_cpp_compiler()
@@ -40,7 +46,7 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(function)
     def called(*arguments: Any, **keywords: Any) -> Tensor:
-        with torch._dynamo.config.patch(recompile_limit=1024, fail_on_recompile_limit_hit=True):
+        with torch._dynamo.config.patch(**UNLIMITED):
             return built(*arguments, **keywords)
 
     return called
