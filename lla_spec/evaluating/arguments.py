@@ -279,7 +279,10 @@ class _Reader:
         if given is None and not causal:
             return
         shape = torch_shape(self.formula, tensor, self.sizes)
-        keep = np.ones(shape, bool) if given is None else self._broadcast(argument, np.asarray(given, bool), shape)
+        if given is not None and np.asarray(given).dtype != bool:
+            way = "True where it may be looked at (of an additive mask, mask > -inf)"
+            raise ArgumentError(f"{self.what}: {argument} holds numbers, it must be bool, {way}")
+        keep = np.ones(shape, bool) if given is None else self._broadcast(argument, np.asarray(given), shape)
         lead = keep.shape[: keep.ndim - len(shape)]
         self.leads[argument] = lead
         if causal:

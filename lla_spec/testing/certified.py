@@ -58,7 +58,7 @@ def _checked(result: Any, formula: Certified, arguments: Arguments) -> Outputs:
         wanted = ", ".join(results)
         raise Misbehaved("returns", f"{name}: returns {what}, it must return a tuple of {len(results)} ({wanted})")
     first = next(value for value in arguments.values() if isinstance(value, Tensor))
-    sizes, batch = _sizes_of(formula, arguments)
+    sizes, batch = sizes_of(formula, arguments)
     found: Outputs = {}
     for (output, tensor), value in zip(results.items(), given, strict=True):
         shape = (*batch, *(sizes[dim.name] for dim in tensor.shape))
@@ -67,7 +67,7 @@ def _checked(result: Any, formula: Certified, arguments: Arguments) -> Outputs:
     return found
 
 
-def _sizes_of(formula: Certified, arguments: Arguments) -> tuple[dict[str, int], tuple[int, ...]]:
+def sizes_of(formula: Certified, arguments: Arguments) -> tuple[dict[str, int], tuple[int, ...]]:
     """The dimensions and the batch axes that the arguments have."""
     sizes: dict[str, int] = {}
     batch: tuple[int, ...] = ()
@@ -138,7 +138,7 @@ def oracles(formula: Certified, arguments: Arguments, contract: Contract) -> Mat
     if formula.name not in CERTIFICATES:
         raise LookupError(f"{formula.id}: no certificate is written for it; there are {', '.join(CERTIFICATES)}")
     tensors = {name: as_numpy(value) for name, value in arguments.items() if isinstance(value, Tensor)}
-    sizes, batch = _sizes_of(formula, arguments)
+    sizes, batch = sizes_of(formula, arguments)
     (count,) = (sizes[dim.name] for dim in formula.counted.values())
     make = CERTIFICATES[formula.name]
     return [

@@ -8,7 +8,7 @@ verify({"attention": my_attention})                            # the table
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from lla_spec.evaluating.contracts import contract as named_contract
 from lla_spec.evaluating.edges import ratios
 from lla_spec.interface import signature
 from lla_spec.testing.addresses import address
-from lla_spec.testing.certified import complaint
+from lla_spec.testing.certified import complaint, sizes_of
 from lla_spec.testing.inputs import DTYPE_NAMES
 from lla_spec.testing.runner import Options, Session
 from lla_spec.testing.sampled import Part, parts, whole_truth
@@ -144,6 +144,11 @@ def assert_correct(operation: str, result: Any, *args: Any, contract: Any = None
     matmul: all 4 entries judged, worst error / bound 0
     """
     began = time.monotonic()
+    if not isinstance(operation, str):
+        way = "assert_correct('softmax', y, x)"
+        raise TypeError(
+            f"assert_correct: the operation's name comes first, got {type(operation).__name__}; write {way}"
+        )
     formula = operation_formula(operation.removesuffix("_vjp"))
     results = list(result) if isinstance(result, tuple | list) else [result]
     first = next((r for r in results if isinstance(r, Tensor)), None)
@@ -151,7 +156,7 @@ def assert_correct(operation: str, result: Any, *args: Any, contract: Any = None
         raise AssertionError(f"{operation}: the result is {type(result).__name__}, it must be a torch.Tensor")
     declared = _contract(operation, first.dtype, contract)
     if isinstance(formula, Certified):
-        wrong = complaint(formula, result, dict(formula.signature.bind(*args, **kwargs).arguments), declared)
+        wrong = complaint(formula, result, _certified_arguments(formula, args, kwargs), declared)
         if wrong:
             raise AssertionError(wrong)
         looked = [Looked("", r.numel(), r.numel(), "", 0.0) for r in results]
@@ -161,6 +166,18 @@ def assert_correct(operation: str, result: Any, *args: Any, contract: Any = None
     judged = parts(call, named, grad, declared)
     looked = [_look(operation, part, declared, began) for part in judged]
     return Checked(operation, tuple(looked), time.monotonic() - began)
+
+
+def _certified_arguments(formula: Certified, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """By name. Raises TypeError and ArgumentError for a call of another signature, or a count that is out of range."""
+    try:
+        given = dict(formula.signature.bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        raise TypeError(f"{formula.name}{formula.signature}: {error}") from None
+    why = formula.impossible(sizes_of(formula, given)[0])
+    if why:
+        raise ArgumentError(f"{formula.name}: {why}")
+    return given
 
 
 def _named(operation: str, call: Call, results: list[Any], vjp: bool) -> dict[str, Tensor]:

@@ -190,6 +190,33 @@ def test_large_tensors_that_do_not_fit_are_named_by_their_own_shapes(call, error
         call(torch.ones(3000, 1024))
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda x: assert_correct(x, x),
+            TypeError,
+            "^assert_correct: the operation's name comes first, got Tensor; write",
+        ),
+        (
+            lambda x: assert_correct("attention", x, x, x, x, mask=torch.zeros(4, 4)),
+            ValueError,
+            r"^attention: mask holds numbers, it must be bool, True where it may be looked at \(of an additive mask, mask",
+        ),
+        (lambda x: assert_correct("mean_pool", x[0], x, mask=torch.ones(4).int()), ValueError, "mask holds numbers"),
+        (
+            lambda x: assert_correct("truncated_svd", torch.linalg.svd(x, full_matrices=False), x, 9),
+            ValueError,
+            "^truncated_svd: k=9 is not in 1…4, the least dimension of the arguments",
+        ),
+        (lambda x: assert_correct("pca", (x, x, x), x), TypeError, r"^pca\(x, k\): missing a required argument: 'k'"),
+    ],
+)
+def test_what_is_no_call_of_the_operation_is_said_in_its_words(call, error, message):
+    with pytest.raises(error, match=message):
+        call(torch.eye(4))
+
+
 def test_verify_prints_the_table_and_returns_the_rows(capsys):
     results = verify(
         {"softmax": lambda x: torch.softmax(x.float(), -1).to(x.dtype)}, laws=["definition"], dtypes=["bf16"]
