@@ -201,7 +201,7 @@ def test_large_tensors_that_do_not_fit_are_named_by_their_own_shapes(call, error
         (
             lambda x: assert_correct("attention", x, x, x, x, mask=torch.zeros(4, 4)),
             ValueError,
-            r"^attention: mask holds numbers, it must be bool, True where it may be looked at \(of an additive mask, mask",
+            r"^attention: mask holds numbers, it must be bool, True where it may be looked at \(of an additive",
         ),
         (lambda x: assert_correct("mean_pool", x[0], x, mask=torch.ones(4).int()), ValueError, "mask holds numbers"),
         (
