@@ -147,6 +147,13 @@ def test_a_failure_that_nobody_told_and_an_unknown_operation_are_shown_all_the_s
     assert "None of 0 rows fails" in report.html({**reported.run(), "results": []}, "")
 
 
+def test_what_a_target_takes_of_an_operation_is_said_below_its_formula():
+    row = {**reported.run()["results"][0], "within": "d in <64>, 128; no mask"}
+    page = report.html({**reported.run(), "results": [row]}, "")
+    assert "Checked where the target takes it: d in &lt;64&gt;, 128; no mask." in page
+    assert "Checked where" not in report.html(reported.run(), "")
+
+
 def test_without_jinja2_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     for ask in (report.need_jinja2, lambda: report.html(reported.run())):

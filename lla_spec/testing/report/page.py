@@ -215,6 +215,7 @@ class _Operation:
         formula = registry.formulas.get(name)
         self.math = statement(name, "definition")
         self.source = formula.source if formula else ""
+        self.within = next((result.within for result in results if result.within), "")
         laws = dict.fromkeys(result.row.law for result in results)
         self.laws = [_Line(name, law, [r for r in results if r.row.law == law], page, recorded) for law in laws]
 
