@@ -255,7 +255,8 @@ def _judged(
         error, before = error + residual, before + residual
     empty = prepared.empty_in(name)
     if empty is not None:
-        error, before = np.where(empty, 0.0, error), np.where(empty, 0.0, before)
+        # An infinite bound stays: the row's zeros meet a key that the scale may have made infinite.
+        error, before = (np.where(empty & np.isfinite(e), 0.0, e) for e in (error, before))
     if found is not None:
         for where, known in ((found.infinite[name], np.inf), (found.nan[name], 0.0)):
             error, before = np.where(where, known, error), np.where(where, known, before)

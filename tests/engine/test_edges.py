@@ -140,6 +140,20 @@ def test_a_product_beyond_fp16_must_overflow_and_an_accumulator_that_may_overflo
     assert hazards(found).all()
 
 
+def test_nothing_is_known_where_the_scale_may_make_a_key_infinite() -> None:
+    """A kernel may multiply the scale into k: its column is infinite then, and 0 times that is NaN in every query."""
+    q, v = np.eye(3, 2) * 2.0**-100, np.ones((3, 2))
+    k = np.array([[1.0, 0.0], [0.0, 1.0], [2.0**127, 1.0]])  # three times 2^127 is no float32
+    mask = np.array([[True, True, False], [False, False, False], [True, True, True]])  # the first two do not look there
+    given = {"q": q, "k": k, "v": v, "mask": mask, "scale": 3.0}
+    promise = contract("strict", "fp32")
+    assert hazards(bound("attention", given, promise)).any(-1).tolist() == [False, False, True]
+    dq = bound("attention", {**given, "grad_output": np.ones((3, 2))}, promise, vjp=True)["q"]
+    assert hazards(dq).tolist() == [[True, False], [True, False], [True, True]]
+    mild = bound("attention", {**given, "scale": 1.0, "grad_output": np.ones((3, 2))}, promise, vjp=True)["q"]
+    assert not hazards(mild)[:2].any()
+
+
 # ---- shapes
 
 

@@ -44,6 +44,9 @@ from lla_spec.evaluating.sharp.softmax import (
     weights,
 )
 
+# Kernels may multiply the scale into q or k, where it overflows otherwise than in the scores.
+ALONE = ("attention",)
+
 Errors = Mapping[str, Array]
 
 _PARTIAL = 32  # the shortest block over which a kernel keeps a partial gradient in io (contract grad_partials)
@@ -99,6 +102,8 @@ def _scores(arguments: Arguments, model: Roundings, errors: Errors) -> _Scores:
         error = abs(scale) * (error + model.few(3) * (magnitude + error)) + 2 * model.eta
         largest = np.maximum(before, (np.abs(s) + error) * (math.log2(math.e) if promise.kappa >= 2 else 1.0))
         error = np.where(largest >= promise.acc.overflow_threshold, np.inf, error)
+        lost_q, lost_k = (_overflows(x, scale, promise).any(-1, keepdims=True) for x in (q, k))
+        error = np.where(lost_q | np.swapaxes(lost_k, -1, -2), np.inf, error)
         for _ in range(promise.score_casts):
             error = _cast_at(s, error, before, abs(scale), promise)
         error = np.where(np.isnan(error), np.inf, error)  # an infinite error of q or k met a zero
@@ -107,6 +112,12 @@ def _scores(arguments: Arguments, model: Roundings, errors: Errors) -> _Scores:
         error = np.where(mask != 0, error, 0.0)
     with np.errstate(all="ignore"):
         return _Scores(scale, s, error, weights(s, model, error))
+
+
+def _overflows(operand: Array, scale: float, promise: Contract) -> Array:
+    """Where an entry of q or k may be infinite once the scale, and log2(e) with it, is multiplied into it."""
+    most = abs(scale) * (math.log2(math.e) if promise.kappa >= 2 else 1.0)
+    return np.abs(operand) * max(most, 1.0) >= promise.acc.overflow_threshold
 
 
 def _scale_casts(promise: Contract) -> float:
@@ -243,9 +254,13 @@ def gradients(
         pt, e_pt = np.swapaxes(p, -1, -2), np.swapaxes(e_cast, -1, -2)
         e_k, e_q = _scaled(k, scale, model, errors.get("k")), _scaled(q, scale, model, errors.get("q"))
         e_g = _added(_flushed(g, e_g, model), e_g)
+        # 0 times an infinite entry is NaN: a hidden key, or a gradient of 0, does not keep it from the others.
+        lost_k, lost_q = (_overflows(x, scale, contract).any(-2, keepdims=True) for x in (k, q))
+        dq, e_dq = _gradient(ds, e_ds, k, e_k, scale, _scale_casts(contract), model)
+        dk, e_dk = _gradient(dst, e_dst, q, e_q, scale, _scale_casts(contract), model, shared)
         return {
-            "q": _gradient(ds, e_ds, k, e_k, scale, _scale_casts(contract), model),
-            "k": _gradient(dst, e_dst, q, e_q, scale, _scale_casts(contract), model, shared),
+            "q": (dq, np.where(lost_k, np.inf, e_dq)),
+            "k": (dk, np.where(lost_q, np.inf, e_dk)),
             "v": _gradient(pt, e_pt, g, e_g, 1.0, _weight_cast(model), model, shared),
         }
 

@@ -33,7 +33,8 @@ from lla_spec.evaluating.sharp.roundings import (
     optional_array,
 )
 
-ALONE = ("multi_head_attention",)  # the generic rule knows no rounding between its operations
+# One as attention is; the other for the roundings between its operations, which the generic rule does not know.
+ALONE = ("grouped_query_attention", "multi_head_attention")
 
 Within = tuple[Array, Array]
 """A value and the bound on how far the kernel's is from it."""
