@@ -274,6 +274,7 @@ def _specials(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, 
     wide = replace(base, sizes=_sizes(f.dims, 4, 6, 5, 3))
     yield "storage written again", replace(wide, special="reuse")
     yield "a live NaN", replace(wide, special="live_nan")
+    yield "a NaN in the first entry", replace(wide, special="first_nan")
     yield "a live NaN, ragged tiles", replace(_ragged(formula, f, base), special="live_nan")
     if base.law == "definition":
         yield "a live infinity", replace(wide, special="live_inf")

@@ -139,7 +139,7 @@ def _about_the_case(found: Judgement) -> str:
     if worst is not None and worst.computed != worst.computed:
         if set(case.layout.split("+")) & set(BESIDE_NAN):
             return "NaN lies beside these inputs in memory: look for a read beyond a row's end, where 0 is no padding"
-        if case.special == "live_nan":
+        if case.special in ("live_nan", "first_nan"):
             return "one entry is NaN, and other rows get it: look for a read beyond a row's end, where 0 is no padding"
         return "NaN is made by 0/0, inf - inf or 0·inf: look for an exp that overflows and a sum that is 0"
     if worst is not None and worst.computed - worst.computed != 0:

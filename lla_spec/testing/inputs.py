@@ -21,6 +21,10 @@ from lla_spec.testing.layouts import LAYOUTS
 TORCH_DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
+SEEN = {"live_nan": 0.5, "live_inf": 0.5, "first_nan": 0.0}
+"""Special values in a live slot, and where it is among the entries of the first tensor: in the middle, where there are
+rows before it and after it, which it must not reach; or first, where a search for the largest begins."""
+
 Arguments = dict[str, Tensor | float | int | bool | None]
 
 
@@ -197,11 +201,11 @@ def _plant(formula: Formula, case: Case, arguments: Arguments, keep: Tensor | No
         )
         return
     value = float("nan") if case.special.endswith("nan") else float("inf")
-    if case.special.startswith("live"):
+    if case.special in SEEN:
         first = tensors[0]
         where = np.zeros(tuple(first.shape), bool)
-        middle = where.size // 2  # there are rows before it and after it, which it must not reach
-        where.reshape(-1)[middle : middle + 1] = True
+        at = int(where.size * SEEN[case.special])
+        where.reshape(-1)[at : at + 1] = True
         _write(first, where, value)
         return
     hidden = hidden_columns(formula, case, keep)

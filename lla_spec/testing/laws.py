@@ -7,7 +7,7 @@ that follows. Inputs lie on a dyadic grid, so that glue is exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -45,9 +45,10 @@ _GLUE = contract("strict", "fp64")
 
 def judge_law(target: Target, law: Law, case: Case, contract_of: ContractOf) -> Judgement:
     """`target` on one case of an identity or theorem."""
-    run = _Run(target, law, case, contract_of)
+    calls_there = visible_calls(law, target)
+    run = _Run(target, law, case, contract_of, calls_there)
     found = Judgement(case, inputs=run.drawn)
-    visible = [call for call in visible_calls(law, target) if contract_of(call.operation.name, bool(call.gradient))]
+    visible = [call for call in calls_there if contract_of(call.operation.name, bool(call.gradient))]
     if not visible:
         return replace(found, unimplemented=True)
     try:
@@ -73,7 +74,9 @@ def judge_law(target: Target, law: Law, case: Case, contract_of: ContractOf) -> 
 class _Run:
     """The values of one case: the law's inputs, then what the target answered."""
 
-    def __init__(self, target: Target, law: Law, case: Case, contract_of: ContractOf) -> None:
+    def __init__(
+        self, target: Target, law: Law, case: Case, contract_of: ContractOf, visible: Sequence[Visible]
+    ) -> None:
         case = feasible(law, case)
         self.target, self.law, self.case, self.contract_of = target, law, case, contract_of
         self.sizes = dict(case.sizes)
@@ -83,27 +86,27 @@ class _Run:
         self.exact, self.nested, self.evidence, self.hazard = True, False, False, False
         self.worst: Worst | None = None
         self.worst_call: Visible | None = None
-        self._draw()
+        self._draw(visible)
         self.drawn = {t.name: torch.from_numpy(np.array(b.value)) for t, b in self.values.items()}
 
-    def _draw(self) -> None:
+    def _draw(self, visible: Sequence[Visible]) -> None:
         """The free inputs from the grid, then the constrained ones by their constructions."""
         constructions = {old: new for h in self.law.hypotheses for old, new in h.by.items()}
         free: dict[Tensor, None] = {}
         for tensor in (self.law.left, self.law.right, *constructions.values()):
             free.update((t, None) for t in _free(tensor) if t not in constructions)
-        not_taken: dict[Tensor, Any] = {}
-        for call in visible_calls(self.law, self.target):
-            not_taken = self._not_taken(call) | not_taken
+        granted: dict[Tensor, Any] = {}
+        for call in visible:
+            granted = self._granted(call) | granted
         for tensor in free:
-            given = not_taken.get(tensor)
+            given = granted.get(tensor)
             value = draw(tensor, self.case, self.sizes)
             self.values[tensor] = _sure(value if given is None else np.full(value.shape, float(given)))
             self.exact &= given is None or bool(given.is_Rational)
         for constrained, construction in constructions.items():
             self.values[constrained] = _sure(self.evaluate(construction).value)
 
-    def _not_taken(self, call: Visible) -> dict[Tensor, Any]:
+    def _granted(self, call: Visible) -> dict[Tensor, Any]:
         """The inputs that stand where the target takes no argument (a mask, a scale), and what it takes for granted."""
         found: dict[Tensor, Any] = {}
         refused = self.target.support(call.operation.name).refused
@@ -116,7 +119,7 @@ class _Run:
 
     def _can_be_asked(self, call: Visible, shape_case: Case) -> bool:
         """Whether the target takes these sizes, and what it takes for granted is what stands there."""
-        granted = all(bool((self.values[t].value == float(v)).all()) for t, v in self._not_taken(call).items())
+        granted = all(bool((self.values[t].value == float(v)).all()) for t, v in self._granted(call).items())
         return granted and self.target.support(call.operation.name).takes(shape_case)
 
     def evaluate(self, tensor: Tensor | sp.Expr) -> Bounded:
