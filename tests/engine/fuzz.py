@@ -1,6 +1,6 @@
 """Random identities, and random near misses, put to the all-dimensions prover and to numbers.
 
-    python -m tests.engine.fuzz --seconds 120 --seed 0
+    python -m tests.engine.fuzz --seconds 240 --seed 0
 
 A case is an expression and the same expression rewritten (`rewrites`), in two of five cases with one thing changed. The
 prover says proved or refused; an evaluator in balls, which shares no code with it, says true or false at several
@@ -469,7 +469,7 @@ def verdict(counts: Mapping[str, int], *, true: int, false: int) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fuzz the all-dimensions prover against numbers.")
-    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--true", type=int, default=3000, help="fail with fewer proved-and-true")
     parser.add_argument("--false", type=int, default=1000, help="fail with fewer refused-and-false")
