@@ -15,7 +15,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "symbols": ("DeclarationError", "Max", "Sum", "concat", "define", "dims", "exp", "index", "log", "mask",
+    "tensors": ("DeclarationError",),
+    "symbols": ("Max", "Sum", "concat", "define", "dims", "exp", "index", "log", "mask",
                 "permutation", "scalar", "split", "sqrt", "tensor"),
     "language": ("Eq", "Formula", "Law", "Le", "assume", "formula", "identity", "registry", "theorem"),
     "calculus": ("vjp",),

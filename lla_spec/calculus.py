@@ -12,7 +12,8 @@ import sympy as sp
 from sympy.concrete.expr_with_limits import ExprWithLimits
 
 from lla_spec.language import Formula, registry
-from lla_spec.symbols import DeclarationError, Dim, Index, Maximum, Role, Tensor, body_at, is_input
+from lla_spec.substituting import body_at
+from lla_spec.tensors import DeclarationError, Dim, Index, Maximum, Role, Tensor, is_input
 
 
 def vjp(output: Tensor, wrt: Tensor, cotangent: Tensor) -> Tensor:

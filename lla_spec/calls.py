@@ -12,17 +12,8 @@ from typing import Any
 
 import sympy as sp
 
-from lla_spec.symbols import (
-    DeclarationError,
-    Dim,
-    Index,
-    Label,
-    Tensor,
-    definitions,
-    expand,
-    keep,
-    transform,
-)
+from lla_spec.substituting import expand, keep, transform
+from lla_spec.tensors import DeclarationError, Dim, Index, Label, Tensor, definitions
 
 Argument = Tensor | sp.Expr | None
 

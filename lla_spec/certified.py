@@ -22,7 +22,7 @@ import sympy as sp
 from lla_spec.calls import Formula
 from lla_spec.language import Relation, _doc, _naming, _source, _topic, registry
 from lla_spec.printing import latex, plain_expression
-from lla_spec.symbols import DeclarationError, Dim, Index, Tensor, definitions, inputs, tensors_in
+from lla_spec.tensors import DeclarationError, Dim, Index, Tensor, definitions, inputs, tensors_in
 
 SIGNS = {"=": ("=", "="), "<=": ("≤", r"\le")}
 

@@ -41,7 +41,7 @@ def _stop(message: object, status: int = 2) -> NoReturn:
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     """What a person got wrong is one line and exit 2; anything else is a defect of ours and keeps its traceback."""
-    from lla_spec.symbols import DeclarationError
+    from lla_spec.tensors import DeclarationError
     from lla_spec.testing.errors import CaseError, ReportError, TargetError
 
     try:

@@ -17,7 +17,7 @@ import sympy as sp
 
 from lla_spec.calls import Formula
 from lla_spec.certified import Certified
-from lla_spec.symbols import Index, Tensor
+from lla_spec.tensors import Index, Tensor
 
 IGNORE_INDEX = -100  # torch's default: no class
 

@@ -26,17 +26,7 @@ import sympy as sp
 
 from lla_spec.calls import Formula, calls
 from lla_spec.mentions import formulas_in
-from lla_spec.symbols import (
-    DeclarationError,
-    Dim,
-    Index,
-    Label,
-    Tensor,
-    free_indices,
-    is_input,
-    order,
-    tensors_in,
-)
+from lla_spec.tensors import DeclarationError, Dim, Index, Label, Tensor, free_indices, is_input, order, tensors_in
 
 
 @dataclass(frozen=True, eq=False)

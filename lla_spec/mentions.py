@@ -11,7 +11,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from lla_spec.calls import Formula, calls
-from lla_spec.symbols import Tensor
+from lla_spec.tensors import Tensor
 
 
 def formulas_in(function: Callable[..., Any]) -> frozenset[str]:

@@ -9,7 +9,9 @@ import sympy as sp
 from sympy.printing.latex import LatexPrinter
 from sympy.printing.str import StrPrinter
 
-from lla_spec.symbols import DeclarationError, Dim, Index, MatrixOf, Sum, Tensor, definitions, expand
+from lla_spec.substituting import expand
+from lla_spec.symbols import Sum
+from lla_spec.tensors import DeclarationError, Dim, Index, MatrixOf, Tensor, definitions
 
 
 class RowSoftmax(sp.MatrixExpr):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lla_spec.certified import Certified
 from lla_spec.language import Formula, Law, registry
 from lla_spec.printing import definitions_latex, latex, plain, plain_expression
-from lla_spec.symbols import expand
+from lla_spec.substituting import expand
 
 
 def show_formula(formula: Formula, *, latex: bool = False) -> str:

@@ -28,7 +28,7 @@ from lla_spec.interface import (
     unmerged_sizes,
 )
 from lla_spec.language import Formula, registry
-from lla_spec.symbols import Index, Tensor
+from lla_spec.tensors import Index, Tensor
 
 Array = np.ndarray
 ALIGNMENTS = ("bottom_right", "top_left")

@@ -21,7 +21,7 @@ from lla_spec.evaluating.contracting import Contractions, Value, alignment
 from lla_spec.evaluating.plan import Input, Plan
 from lla_spec.evaluating.rewrites import rewrite_of
 from lla_spec.language import Formula
-from lla_spec.symbols import DeclarationError, Dim, Index, Kept, Label, Maximum, Tensor, is_input, split_axis
+from lla_spec.tensors import DeclarationError, Dim, Index, Kept, Label, Maximum, Tensor, is_input, split_axis
 
 
 def compile_results(results: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None = None) -> Plan:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lla_spec.evaluating import layout
 from lla_spec.evaluating.plan import Step
-from lla_spec.symbols import Dim, Index
+from lla_spec.tensors import Dim, Index
 
 
 @dataclass(frozen=True)

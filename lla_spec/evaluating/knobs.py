@@ -19,7 +19,8 @@ from lla_spec.evaluating.operations import bound
 from lla_spec.evaluating.plan import Plan
 from lla_spec.interface import torch_parameters
 from lla_spec.language import Formula
-from lla_spec.symbols import Tensor, expand
+from lla_spec.substituting import expand
+from lla_spec.tensors import Tensor
 
 Array = np.ndarray
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lla_spec.symbols import Dim
+from lla_spec.tensors import Dim
 
 Sizes = Mapping[str, int]
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lla_spec.evaluating.bounded import Bounded
-from lla_spec.symbols import Dim, Tensor
+from lla_spec.tensors import Dim, Tensor
 
 Move = Callable[..., np.ndarray]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from lla_spec import formulas  # noqa: F401  (declares every page)
 from lla_spec.language import Formula, Law, registry
-from lla_spec.symbols import DeclarationError, Tensor, inputs, is_input
+from lla_spec.tensors import DeclarationError, Tensor, inputs, is_input
 
 _cache: tuple[int, dict[int, Formula]] = (-1, {})
 

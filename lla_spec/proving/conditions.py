@@ -16,7 +16,7 @@ from sympy.printing.str import StrPrinter
 from lla_spec.proving import orthonormal
 from lla_spec.proving.ball_field import Ball, BallField, ball, precision
 from lla_spec.proving.entries import Entries, Unreadable, Where, index_values, positions
-from lla_spec.symbols import Tensor
+from lla_spec.tensors import Tensor
 
 Condition = tuple[sp.Expr, str]
 

@@ -12,7 +12,7 @@ from math import prod
 from lla_spec.proving.conditions import Difference, Point, constrained, differ
 from lla_spec.proving.entries import Where, positions
 from lla_spec.proving.orthonormal import CENTRED_ROWS, is_constrained, why_infeasible
-from lla_spec.symbols import Tensor, inputs
+from lla_spec.tensors import Tensor, inputs
 
 LARGEST_SIZE = 3
 MOST_SHAPES = 60

@@ -14,7 +14,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import sympy as sp
 
-from lla_spec.symbols import Dim, Index, Kept, Label, Maximum, Tensor, expand, free_indices, split_axis
+from lla_spec.substituting import expand
+from lla_spec.tensors import Dim, Index, Kept, Label, Maximum, Tensor, free_indices, split_axis
 
 S = TypeVar("S")
 Where = tuple[int, ...]

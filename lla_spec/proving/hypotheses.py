@@ -18,7 +18,7 @@ from lla_spec.language import Hypothesis, Law, sides_of
 from lla_spec.proving.conditions import readable
 from lla_spec.proving.orthonormal import is_constrained
 from lla_spec.proving.rewriting import Rewriter
-from lla_spec.symbols import Tensor
+from lla_spec.tensors import Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import sympy as sp
 from lla_spec.language import Hypothesis, Law
 from lla_spec.proving.conditions import readable
 from lla_spec.proving.hypotheses import claim
-from lla_spec.symbols import Dim, Kept, Label, Maximum, Tensor, is_input
+from lla_spec.tensors import Dim, Kept, Label, Maximum, Tensor, is_input
 
 
 def why_not_nonnegative(law: Law, dropped: Hypothesis | None = None) -> str:

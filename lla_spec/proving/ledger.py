@@ -42,7 +42,7 @@ from lla_spec.proving.hypotheses import Claim, Obligation, claim, constructed
 from lla_spec.proving.inequalities import why_not_nonnegative
 from lla_spec.proving.outcome import Outcome
 from lla_spec.proving.teeth import Teeth, teeth
-from lla_spec.symbols import Tensor, inputs
+from lla_spec.tensors import Tensor, inputs
 
 ALL_DIMENSIONS = "proved (all dimensions)"
 LISTED_SHAPES = "proved (listed shapes)"

@@ -23,7 +23,7 @@ from lla_spec.proving.generators import Full, Undefined
 from lla_spec.proving.hypotheses import obligations
 from lla_spec.proving.outcome import Outcome
 from lla_spec.proving.residues import Residues
-from lla_spec.symbols import Dim, Tensor, inputs
+from lla_spec.tensors import Dim, Tensor, inputs
 
 MOST_BIJECTIONS = 720
 MOST_WORK = 18  # parameters of a law's orthonormal matrices × their number: beyond it polynomials take seconds

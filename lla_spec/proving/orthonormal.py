@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from lla_spec.symbols import Tensor
+from lla_spec.tensors import Tensor
 
 Matrix = list[list[Any]]
 CENTRED_ROWS = 4  # where an orthonormal basis of the vectors that sum to 0 is rational

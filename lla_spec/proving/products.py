@@ -14,7 +14,8 @@ from typing import Any
 import sympy as sp
 from sympy.concrete.expr_with_limits import ExprWithLimits
 
-from lla_spec.symbols import Dim, Index, Label, Tensor, is_input, keep
+from lla_spec.substituting import keep
+from lla_spec.tensors import Dim, Index, Label, Tensor, is_input
 
 Places = Mapping[sp.Basic, tuple[Index, ...]]  # the indices that stand for a product index in sight
 

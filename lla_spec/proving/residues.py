@@ -16,7 +16,7 @@ from flint import nmod
 from lla_spec.proving import orthonormal
 from lla_spec.proving.entries import Entries, Unreadable, Where, positions
 from lla_spec.proving.generators import PRIME
-from lla_spec.symbols import Tensor
+from lla_spec.tensors import Tensor
 
 Residue = Any  # flint.nmod, whose stubs do not know its operators
 

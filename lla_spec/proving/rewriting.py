@@ -7,7 +7,8 @@ from typing import Any
 
 import sympy as sp
 
-from lla_spec.symbols import DeclarationError, Label, Tensor, is_input, keep
+from lla_spec.substituting import keep
+from lla_spec.tensors import DeclarationError, Label, Tensor, is_input
 
 
 class Rewriter:

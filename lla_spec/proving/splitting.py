@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 import sympy as sp
 from sympy.concrete.expr_with_limits import ExprWithLimits
 
-from lla_spec.symbols import Dim, Index, Kept, Label, Maximum, Tensor, is_input, keep, split_axis
+from lla_spec.substituting import keep
+from lla_spec.tensors import Dim, Index, Kept, Label, Maximum, Tensor, is_input, split_axis
 
 Path: TypeAlias = tuple[int, ...]  # which part of a split dimension, then which part of that part, …
 Place: TypeAlias = tuple[Path, Index]  # a part of a split dimension, and the index that runs through it

@@ -18,7 +18,7 @@ from lla_spec.proving.counterexamples import counterexample
 from lla_spec.proving.hypotheses import claim, constructed, difference
 from lla_spec.proving.inequalities import why_not_nonnegative
 from lla_spec.proving.rewriting import Rewriter
-from lla_spec.symbols import Dim, Label, Tensor, definitions
+from lla_spec.tensors import Dim, Label, Tensor, definitions
 
 SHAPES_WITHOUT, POINTS_WITHOUT = 3, 100  # tried for a law without one of its hypotheses
 

@@ -19,7 +19,7 @@ from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.knobs import edges_in, float32_without_maximum, steps_in_io, sums_in_io
 from lla_spec.interface import torch_parameters, torch_shape, unmerged_sizes
-from lla_spec.symbols import Dim
+from lla_spec.tensors import Dim
 from lla_spec.testing.cases import Case
 from lla_spec.testing.causes_by_operation import changes
 from lla_spec.testing.inputs import Arguments, arguments_of, build, mask_of

@@ -15,7 +15,8 @@ from functools import cache
 import sympy as sp
 
 from lla_spec.language import Formula, Law
-from lla_spec.symbols import Dim, Index, definitions, expand
+from lla_spec.substituting import expand
+from lla_spec.tensors import Dim, Index, definitions
 from lla_spec.testing.cases import Case
 from lla_spec.testing.inputs import MASKS, hidden_arguments
 

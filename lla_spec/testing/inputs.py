@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lla_spec import symbols
+from lla_spec import tensors as spec
 from lla_spec.interface import IGNORE_INDEX, count_values, has_rows, torch_parameters, torch_shape
 from lla_spec.language import Formula
 from lla_spec.testing.bits import Bits
@@ -39,18 +39,18 @@ class Inputs:
         return digest(self.arguments)
 
 
-def lead(formula: Formula, parameter: symbols.Tensor, batch: Sequence[int]) -> tuple[int, ...]:
+def lead(formula: Formula, parameter: spec.Tensor, batch: Sequence[int]) -> tuple[int, ...]:
     """The leading axes of one argument: `batch`, unless it is shared by the batch (a weight) or the rows are summed."""
     summed = formula.rows is not None and parameter is formula.result and not has_rows(formula, parameter)
     return tuple(batch) if not summed and (parameter.role is None or parameter.role.batched) else ()
 
 
-def shape_of(formula: Formula, tensor: symbols.Tensor, case: Case) -> tuple[int, ...]:
+def shape_of(formula: Formula, tensor: spec.Tensor, case: Case) -> tuple[int, ...]:
     """The torch shape of a parameter or of the result; `batch` stands for the rows' axis where there is one."""
     return (*lead(formula, tensor, case.batch), *torch_shape(formula, tensor, dict(case.sizes)))
 
 
-def arguments_of(formula: Formula) -> dict[str, symbols.Tensor]:
+def arguments_of(formula: Formula) -> dict[str, spec.Tensor]:
     """The formula's parameters that the torch call takes, by torch name."""
     return {name: parameter for name, (_, parameter) in torch_parameters(formula).items()}
 
@@ -102,7 +102,7 @@ def _place(values: np.ndarray, case: Case, layout: str) -> Tensor:
     return LAYOUTS[layout](tensor.to(case.device))
 
 
-def _mask(formula: Formula, parameter: symbols.Tensor, case: Case) -> Tensor | None:
+def _mask(formula: Formula, parameter: spec.Tensor, case: Case) -> Tensor | None:
     if case.mask == "none":
         return None
     *heads, rows, columns = mask_shape(formula, parameter, case)
@@ -114,13 +114,13 @@ def _mask(formula: Formula, parameter: symbols.Tensor, case: Case) -> Tensor | N
     return tensor.expand(*batch, *keep.shape[-min(len(parameter.axes), 2) :]) if case.mask == "expanded" else tensor
 
 
-def mask_shape(formula: Formula, parameter: symbols.Tensor, case: Case) -> tuple[int, ...]:
+def mask_shape(formula: Formula, parameter: spec.Tensor, case: Case) -> tuple[int, ...]:
     """(heads…, rows, columns) of a mask; one row where it has a single axis."""
     shape = torch_shape(formula, parameter, dict(case.sizes))
     return shape if len(shape) > 1 else (1, *shape)
 
 
-def _classes(parameter: symbols.Tensor, case: Case) -> int:
+def _classes(parameter: spec.Tensor, case: Case) -> int:
     return parameter.axes[-1].dim.size(dict(case.sizes))
 
 
@@ -218,20 +218,20 @@ def _plant(formula: Formula, case: Case, arguments: Arguments, keep: Tensor | No
         _write(tensor, np.broadcast_to(hidden.reshape(shape), tuple(tensor.shape)), value)
 
 
-def mask_of(formula: Formula) -> symbols.Tensor | None:
+def mask_of(formula: Formula) -> spec.Tensor | None:
     """The parameter that is the mask of the torch call."""
     masks = [p for p in arguments_of(formula).values() if p.role and p.role.kind == "mask"]
     return masks[0] if masks else None
 
 
-def column_axis(formula: Formula) -> symbols.Index:
+def column_axis(formula: Formula) -> spec.Index:
     """The axis of what the mask hides: the keys'."""
     found = mask_of(formula)
     assert found is not None, f"{formula.name} has no mask"
     return found.axes[-1]
 
 
-def hidden_arguments(formula: Formula) -> dict[str, symbols.Tensor]:
+def hidden_arguments(formula: Formula) -> dict[str, spec.Tensor]:
     """The real arguments whose entries a mask can hide, by torch name."""
     axis = column_axis(formula)
     return {n: p for n, p in arguments_of(formula).items() if p.role and p.role.kind == "real" and axis in p.axes}

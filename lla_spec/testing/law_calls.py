@@ -8,7 +8,7 @@ import sympy as sp
 
 from lla_spec.calls import Call, Formula
 from lla_spec.language import Law
-from lla_spec.symbols import Tensor, is_input
+from lla_spec.tensors import Tensor, is_input
 from lla_spec.testing.targets import Target
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lla_spec.language import Law
-from lla_spec.symbols import Tensor
+from lla_spec.tensors import Tensor
 from lla_spec.testing.bits import Bits
 from lla_spec.testing.cases import Case
 

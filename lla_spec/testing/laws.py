@@ -26,7 +26,7 @@ from lla_spec.evaluating.plan import Plan
 from lla_spec.evaluating.rounding import Rounding
 from lla_spec.interface import IGNORE_INDEX, count_values, own_axes, torch_axes, torch_shape
 from lla_spec.language import Law
-from lla_spec.symbols import Tensor, inputs
+from lla_spec.tensors import Tensor, inputs
 from lla_spec.testing.calling import Misbehaved
 from lla_spec.testing.cases import Case
 from lla_spec.testing.covering import features

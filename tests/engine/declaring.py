@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lla_spec.language import Law, Relation, registry, sides_of
-from lla_spec.symbols import Tensor
+from lla_spec.tensors import Tensor
 
 
 @contextmanager

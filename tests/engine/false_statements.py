@@ -14,21 +14,7 @@ from lla_spec.formulas import attention as A
 from lla_spec.formulas import linear as Lin
 from lla_spec.formulas import softmax as S
 from lla_spec.language import Eq, Law, Relation
-from lla_spec.symbols import (
-    Max,
-    Sum,
-    concat,
-    define,
-    dims,
-    exp,
-    index,
-    log,
-    permutation,
-    scalar,
-    split,
-    sqrt,
-    tensor,
-)
+from lla_spec.symbols import Max, Sum, concat, define, dims, exp, index, log, permutation, scalar, split, sqrt, tensor
 from tests.engine.declaring import law_of
 
 

@@ -23,23 +23,9 @@ from flint import arb, fmpq
 
 from lla_spec.evaluating.balls import DEFAULT_BITS, Balls, precision
 from lla_spec.proving.all_dims import prove
-from lla_spec.symbols import (
-    Index,
-    Kept,
-    Label,
-    Max,
-    Maximum,
-    Sum,
-    Tensor,
-    concat,
-    dims,
-    index,
-    keep,
-    permutation,
-    split,
-    tensor,
-    transform,
-)
+from lla_spec.substituting import keep, transform
+from lla_spec.symbols import Max, Sum, concat, dims, index, permutation, split, tensor
+from lla_spec.tensors import Index, Kept, Label, Maximum, Tensor
 
 n, m, m1, m2 = dims("n m m1 m2")
 i, j, h = index("i", n), index("j", m), index("h", n)

@@ -14,19 +14,8 @@ from lla_spec.formulas.softmax import M, logsumexp, safe_softmax, softmax
 from lla_spec.formulas.softmax import x as logits
 from lla_spec.language import registry
 from lla_spec.proving.all_dims import normal_form, prove, prove_expressions
-from lla_spec.symbols import (
-    DeclarationError,
-    Kept,
-    Max,
-    Sum,
-    Tensor,
-    define,
-    dims,
-    index,
-    permutation,
-    scalar,
-    tensor,
-)
+from lla_spec.symbols import Max, Sum, define, dims, index, permutation, scalar, tensor
+from lla_spec.tensors import DeclarationError, Kept, Tensor
 from tests.engine.fuzz import Numbers
 
 n, m, d, r = dims("n m d r")
@@ -334,7 +323,7 @@ gc.disable()  # a tenth of the time
 import lla_spec.formulas
 from lla_spec.language import registry
 from lla_spec.proving.all_dims import prove, showing
-from lla_spec.symbols import Tensor
+from lla_spec.tensors import Tensor
 showing.LONGEST = 10**6  # to the last term
 for law in registry.laws.values():
     print(law.id, prove(law.left, Tensor("mutant", law.left.axes, 2 * law.right.entry + 1)).residual)

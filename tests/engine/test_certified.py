@@ -10,7 +10,8 @@ from lla_spec import certified as certified_module
 from lla_spec.certified import certified
 from lla_spec.evaluating.spectrum import balls, centred, nearest, norm, spectrum
 from lla_spec.language import Eq, Registry
-from lla_spec.symbols import DeclarationError, Sum, index, tensor
+from lla_spec.symbols import Sum, index, tensor
+from lla_spec.tensors import DeclarationError
 from lla_spec.testing.bits import Bits
 from lla_spec.testing.cases import CaseError, parse
 from lla_spec.testing.certified_cases import build_certified, certified_cases, certified_covering

@@ -7,7 +7,7 @@ from lla_spec.printing import explicit
 from lla_spec.proving import listed_shapes
 from lla_spec.proving.all_dims import prove as prove_all_dimensions
 from lla_spec.proving.counterexamples import Counterexample, counterexample
-from lla_spec.symbols import Tensor, order
+from lla_spec.tensors import Tensor, order
 from tests.engine.false_statements import FALSE, FalseStatement
 
 

@@ -14,7 +14,8 @@ from lla_spec.proving.conditions import differ, random_point
 from lla_spec.proving.hypotheses import claim, constructed
 from lla_spec.proving.inequalities import why_not_nonnegative
 from lla_spec.proving.ledger import prove_law
-from lla_spec.symbols import Max, Sum, define, exp, inputs, log, scalar, sqrt, tensor
+from lla_spec.symbols import Max, Sum, define, exp, log, scalar, sqrt, tensor
+from lla_spec.tensors import inputs
 from tests.engine.declaring import law_of, undeclared_afterwards
 
 y, W = tensor("y", i, j), tensor("W", i, j, positive=True)

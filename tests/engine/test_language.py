@@ -12,21 +12,9 @@ from lla_spec.formulas.attention import K, Q, V, attention, c, i, j, k
 from lla_spec.formulas.linear import linear
 from lla_spec.formulas.softmax import softmax, x
 from lla_spec.language import Eq, Registry, assume
-from lla_spec.symbols import (
-    DeclarationError,
-    Index,
-    Max,
-    Sum,
-    concat,
-    define,
-    definitions,
-    dims,
-    expand,
-    index,
-    permutation,
-    split,
-    tensor,
-)
+from lla_spec.substituting import expand
+from lla_spec.symbols import Max, Sum, concat, define, dims, index, permutation, split, tensor
+from lla_spec.tensors import DeclarationError, Index, definitions
 
 n, m, d, e = dims("n m d e")
 

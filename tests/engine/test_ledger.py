@@ -12,7 +12,8 @@ from lla_spec.formulas.softmax import logsumexp, softmax, x
 from lla_spec.language import Eq, Le, assume, identity, registry, theorem
 from lla_spec.proving import ledger as ledgers
 from lla_spec.proving.ledger import Ledger, LedgerEntry, compare, prove_law
-from lla_spec.symbols import DeclarationError, Max, Sum, define, exp, tensor
+from lla_spec.symbols import Max, Sum, define, exp, tensor
+from lla_spec.tensors import DeclarationError
 from tests.engine.declaring import undeclared_afterwards
 
 

@@ -12,7 +12,8 @@ from lla_spec.language import Eq, registry
 from lla_spec.proving.conditions import readable
 from lla_spec.proving.listed_shapes import listed_shapes, prove
 from lla_spec.proving.outcome import Outcome
-from lla_spec.symbols import Max, Sum, Tensor, concat, define, exp, log, permutation, scalar, split, sqrt, tensor
+from lla_spec.symbols import Max, Sum, concat, define, exp, log, permutation, scalar, split, sqrt, tensor
+from lla_spec.tensors import Tensor
 from tests.engine.declaring import law_of
 
 SIZES = {"n": 2, "m": 3, "m1": 1, "m2": 2}

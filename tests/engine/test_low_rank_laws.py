@@ -21,7 +21,8 @@ from lla_spec.proving.counterexamples import counterexample
 from lla_spec.proving.entries import Entries, positions
 from lla_spec.proving.hypotheses import constructed
 from lla_spec.proving.ledger import prove_law
-from lla_spec.symbols import Sum, Tensor, define, delta, index, inputs
+from lla_spec.symbols import Sum, define, delta, index
+from lla_spec.tensors import Tensor, inputs
 from tests.engine.declaring import undeclared_afterwards
 from tests.engine.false_statements import FalseStatement
 

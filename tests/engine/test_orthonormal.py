@@ -14,20 +14,8 @@ from lla_spec.proving.conditions import random_point
 from lla_spec.proving.hypotheses import claim
 from lla_spec.proving.orthonormal import HADAMARD, Infeasible, Scalars
 from lla_spec.proving.residues import Residues
-from lla_spec.symbols import (
-    DeclarationError,
-    Sum,
-    Tensor,
-    centred,
-    concat,
-    define,
-    delta,
-    dims,
-    index,
-    split,
-    sqrt,
-    tensor,
-)
+from lla_spec.symbols import Sum, centred, concat, define, delta, dims, index, split, sqrt, tensor
+from lla_spec.tensors import DeclarationError, Tensor
 from tests.engine.declaring import law_of, undeclared_afterwards
 
 m, n, r, k, l = dims("m n r k l")

@@ -21,24 +21,8 @@ from lla_spec.evaluating.rounding import Rounding
 from lla_spec.evaluating.sharp.roundings import ORACLE_U
 from lla_spec.language import Formula, Law, registry
 from lla_spec.printing import explicit
-from lla_spec.symbols import (
-    DeclarationError,
-    Dim,
-    Index,
-    Kept,
-    Label,
-    Sum,
-    Tensor,
-    concat,
-    define,
-    dims,
-    exp,
-    index,
-    inputs,
-    permutation,
-    split,
-    tensor,
-)
+from lla_spec.symbols import Sum, concat, define, dims, exp, index, permutation, split, tensor
+from lla_spec.tensors import DeclarationError, Dim, Index, Kept, Label, Tensor, inputs
 from tests.engine.float64_bounds import FP64, assert_within, float64_bounds
 
 SIZES = {"n": 2, "m": 3, "d": 2, "e": 1, "p": 2, "k": 2, "v": 3, "g": 2, "r": 1, "a": 2, "o": 2}

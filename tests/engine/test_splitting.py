@@ -5,21 +5,8 @@ import sympy as sp
 
 from lla_spec.proving.all_dims import prove, prove_expressions
 from lla_spec.proving.splitting import Unsplittable, eliminate
-from lla_spec.symbols import (
-    Dim,
-    Index,
-    Max,
-    Sum,
-    Tensor,
-    concat,
-    define,
-    dims,
-    index,
-    mask,
-    permutation,
-    split,
-    tensor,
-)
+from lla_spec.symbols import Max, Sum, concat, define, dims, index, mask, permutation, split, tensor
+from lla_spec.tensors import Dim, Index, Tensor
 
 n, m, m1, m2, m21, m22 = dims("n m m1 m2 m21 m22")
 i, j, j1, j2 = index("i", n), index("j", m), index("j1", m1), index("j2", m2)

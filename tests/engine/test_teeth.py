@@ -9,7 +9,8 @@ from lla_spec.proving.conditions import random_point
 from lla_spec.proving.hypotheses import claim, constructed
 from lla_spec.proving.listed_shapes import Prover, listed_shapes
 from lla_spec.proving.teeth import changed_coefficients, mutants, teeth
-from lla_spec.symbols import Sum, define, exp, inputs, log, scalar, sqrt, tensor
+from lla_spec.symbols import Sum, define, exp, log, scalar, sqrt, tensor
+from lla_spec.tensors import inputs
 from tests.engine.declaring import law_of, undeclared_afterwards
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sympy as sp
 
-from lla_spec.symbols import Dim, Tensor, definitions, expand
+from lla_spec.substituting import expand
+from lla_spec.tensors import Dim, Tensor, definitions
 
 
 def side_conditions(*sides: Tensor) -> tuple[tuple[sp.Expr, str], ...]:

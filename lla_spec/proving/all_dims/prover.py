@@ -14,7 +14,7 @@ from lla_spec.proving.all_dims.zero import residual
 from lla_spec.proving.outcome import Outcome
 from lla_spec.proving.products import Factoring, Unfactorable, factored
 from lla_spec.proving.splitting import Splitting, Unsplittable, eliminate
-from lla_spec.symbols import Tensor, free_indices
+from lla_spec.tensors import Tensor, free_indices
 
 FUEL = 400_000
 

@@ -11,7 +11,7 @@ import sympy as sp
 from lla_spec.proving.all_dims.sums import Sums
 from lla_spec.proving.all_dims.terms import ONE, Entry, Leaf, Poly, Refused, Root, Size
 from lla_spec.proving.all_dims.zero import is_zero
-from lla_spec.symbols import Dim, Index, Kept, Label, Maximum, Tensor, is_input
+from lla_spec.tensors import Dim, Index, Kept, Label, Maximum, Tensor, is_input
 
 Where = Mapping[sp.Basic, Leaf]  # what each index in sight is called
 

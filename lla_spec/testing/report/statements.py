@@ -13,7 +13,8 @@ import sympy as sp
 from lla_spec.certified import SIGNS
 from lla_spec.language import Formula, Law
 from lla_spec.printing import latex
-from lla_spec.symbols import Tensor, is_input, keep, transform
+from lla_spec.substituting import keep, transform
+from lla_spec.tensors import Tensor, is_input
 
 
 def formula_latex(formula: Formula) -> str:
