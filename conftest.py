@@ -1,6 +1,7 @@
 """Plain `pytest` in a checkout: the plugin that an installed lla-spec brings by itself (pytest loads it once)."""
 
 import os
+import tempfile
 
 # Threads that spin while they wait take the cores from each other's process: five times the time on two cores. Torch
 # reads this when it is imported; how it splits its sums among its threads stays what it was.
@@ -10,6 +11,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # this when a process starts, so it is for xdist's workers.
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 28))
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 25))
+
+# Compiled kernels are not shared with another kind of CPU (docs/findings.md, 26).
+_CAPABILITY = os.environ.get("ATEN_CPU_CAPABILITY", "native")
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/lla-spec-inductor-{_CAPABILITY}")
 
 pytest_plugins = ["lla_spec.testing.plugin"]
 

@@ -41,6 +41,8 @@ def needs_hardware(number):
     """Skip, and say so, where the processor is not one that the defect was found on."""
     if "*Needs*: a CPU with AMX" in TEXTS[number] and not torch.cpu._is_amx_tile_supported():
         pytest.skip(f"finding {number} of docs/findings.md is not checked: no AMX")
+    if "*Needs*: a CPU with AVX-512" in TEXTS[number] and torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip(f"finding {number} of docs/findings.md is not checked: no AVX-512")
 
 
 @pytest.mark.parametrize(("number", "case", "name"), HERE, ids=[f"{n}-{name}" for n, _, name in HERE])
@@ -65,6 +67,20 @@ def test_the_defects_of_liger_are_still_there():
     for (number, _), (status, text) in zip(found, commands(*lines, cwd=ROOT, path=path), strict=True):
         assert status == 1, f"liger has mended finding {number} of {VERSIONS['liger']}, or does not run: say so\n{text}"
         assert "raises" not in text.splitlines()[0]
+
+
+def test_the_key_of_compiled_code_is_still_blind_to_the_width_of_vectors(monkeypatch):
+    needs("torch_compile")
+    needs_hardware(26)
+    from torch._inductor.codecache import compiled_fx_graph_hash
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    double, found = torch.fx.symbolic_trace(lambda x: x * 2), {}
+    for capability in ("avx512", "avx2"):
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
+        found[pick_vec_isa().bit_width()], _ = compiled_fx_graph_hash(double, [torch.ones(40)], {}, [])
+    assert set(found) == {512, 256}
+    assert len(set(found.values())) == 1, "torch has mended finding 26: run its four lines, and say so"
 
 
 def test_there_are_at_least_five_defects_in_at_least_three_packages():
