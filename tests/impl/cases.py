@@ -31,6 +31,18 @@ def normal(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+def mask_of(*shape: int, seed: int = 0) -> Tensor:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.6
+    mask[..., 0] = True  # key 0 is seen by every row: the naive formula knows no empty ones
+    return mask
+
+
+def same_bits(got: Tensor, want: Tensor, leaves: list[Tensor]) -> bool:
+    """The results, and their gradients."""
+    grads = (torch.autograd.grad(out.sum(), leaves) for out in (got, want))
+    return torch.equal(got, want) and all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
 def doubled(x: Any) -> Any:
     return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
