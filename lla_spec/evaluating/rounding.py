@@ -201,14 +201,16 @@ class Rounding:
         return self.rounded(value, -np.log1p(-ratio), self.model.few(4))
 
     def sum(self, a: Approximate, axes: int) -> Approximate:
+        """The terms may be sums themselves (a matrix product for each of a batch): all of theirs, in any order."""
         over = tuple(range(-axes, 0))
         length = int(np.prod(a.value.shape[a.value.ndim - axes :]))
-        value, error = a.value.sum(axis=over), a.deviation.sum(axis=over)
-        reach = np.abs(a.value).sum(axis=over) + error
-        gamma = self.model.gamma(length)
-        total = np.where(reach == 0, 0.0, error + gamma * reach + length * self.model.eta)
+        each, sizes, errors = a.as_terms()
+        count, value = length * (each + 1), a.value.sum(axis=over)
+        size, error = sizes.sum(axis=over), errors.sum(axis=over)
+        reach, gamma = size + error, self.model.gamma(count)
+        total = np.where(reach == 0, 0.0, error + gamma * reach + count * self.model.eta)
         total = np.where(reach * (1 + gamma) >= self.contract.acc.overflow_threshold, np.inf, total)
-        return Approximate(value, total, (length, reach - error, error))
+        return Approximate(value, total, (count, size, error))
 
     def scale_casts(self) -> float:
         """Operands rounded to io after the scale went into them."""
