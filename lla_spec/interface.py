@@ -77,6 +77,24 @@ def has_rows(formula: Formula, tensor: Tensor) -> bool:
     return formula.rows is not None and tensor.axes[:1] == (formula.rows,)
 
 
+def is_per_matrix(formula: Formula, tensor: Tensor) -> bool:
+    """Whether a parameter without the rows may have leading axes all the same: one of it for each matrix of rows.
+
+    >>> from lla_spec.formulas.pca import pca_transform, X, μ
+    >>> is_per_matrix(pca_transform, μ), is_per_matrix(pca_transform, X)
+    (True, False)
+    """
+    role = tensor.role
+    return (
+        formula.rows is not None
+        and not has_rows(formula, tensor)
+        and role is not None
+        and role.batched
+        and role.kind == "real"
+        and bool(role.argument)
+    )
+
+
 def own_axes(formula: Formula, tensor: Tensor) -> tuple[Index, ...]:
     """The declared axes, without the rows."""
     return tensor.axes[1:] if has_rows(formula, tensor) else tensor.axes

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lla_spec.calculus import gradient_parameters
-from lla_spec.evaluating import layout
 from lla_spec.evaluating.compiling import compile_formula, compile_vjp
 from lla_spec.evaluating.float64 import Float64
-from lla_spec.evaluating.plan import Domain, Plan
+from lla_spec.evaluating.prepared import Prepared, aligned
 from lla_spec.interface import (
     IGNORE_INDEX,
     has_rows,
+    is_per_matrix,
     own_axes,
     signature,
     torch_axes,
@@ -46,63 +45,6 @@ def operation(name: str) -> Formula:
     return found
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """One evaluation, ready to run: the plan, its inputs by spec name, and how results become torch's arrays."""
-
-    plan: Plan
-    inputs: dict[str, Any]
-    axes: dict[str, tuple[Index, ...]]  # of each result, by result name, without the rows
-    leads: dict[str, tuple[int, ...]]  # the leading axes of each result in torch's layout
-    shapes: dict[str, tuple[int, ...]]  # of each result, in torch's layout
-    sizes: dict[str, int]  # of the dimensions, by name
-    lead: tuple[int, ...]  # the batch axes in front of a result, before those that an argument lacks are summed
-    rows: Index | None
-    masks: dict[str, Array]  # the masks as they were given, before empty rows were filled
-    empty: tuple[tuple[Index, ...], Array] | None  # where a mask keeps nothing: its axes, and (batch, axes) booleans
-    vjp: bool = False
-    void: bool = False  # no row has a class: a mean over none of them
-
-    def run(self, domain: Domain, inputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The results in torch's layout, in the domain's form."""
-        found = self.plan.run(domain, self.inputs if inputs is None else inputs, self.sizes)
-        return {name: self.restore(domain, name, value) for name, value in found.items()}
-
-    def restore(self, domain: Domain, name: str, value: Any) -> Any:
-        """One result in torch's layout: rows become the leading axes; batch axes that an argument lacks are summed."""
-        shape = self.shapes[name]
-        if self.rows is not None:  # all leading axes are rows: they stand in the plan, and are summed there
-            return domain.move(lambda array: array.reshape(shape), value)
-        own, kept = self._own(name), self.leads[name]
-        kept = (1,) * (len(self.lead) - len(kept)) + kept
-        summed = [k for k, (full, here) in enumerate(zip(self.lead, kept, strict=True)) if here != full]
-        value = domain.move(lambda array: np.broadcast_to(array, (*self.lead, *own)), value)
-        if summed:
-            last = tuple(range(-len(summed), 0))
-            value = domain.sum(domain.move(lambda array: np.moveaxis(array, summed, last), value), len(summed))
-        elif (*self.lead, *own) == shape:
-            return value
-        return domain.move(lambda array: array.reshape(shape), value)
-
-    def _own(self, name: str) -> tuple[int, ...]:
-        return tuple(axis.dim.size(self.sizes) for axis in self.axes[name])
-
-    @property
-    def entries(self) -> int:
-        """The entries of the largest array that an evaluation makes."""
-        return self.plan.largest(self.sizes) * (1 if self.rows is not None else math.prod(self.lead))
-
-    def empty_in(self, name: str) -> Array | None:
-        """True where a result's entry belongs to a row with no key to look at, broadcastable to the result."""
-        if self.empty is None or not set(self.empty[0]) <= set(self.axes[name]):
-            return None
-        found, own = _aligned(self.empty, self.axes[name]), self._own(name)
-        if own == self.shapes[name][len(self.leads[name]) :]:
-            return found
-        whole = np.broadcast_to(found, (*found.shape[: found.ndim - len(own)], *own))
-        return whole.reshape(*found.shape[: found.ndim - len(own)], *self.shapes[name][len(self.leads[name]) :])
-
-
 def prepare(
     formula: Formula, arguments: Mapping[str, Any], *, vjp: bool = False, causal_alignment: str = "bottom_right"
 ) -> Prepared:
@@ -120,6 +62,8 @@ class _Reader:
         self.formula, self.arguments, self.vjp, self.alignment = formula, arguments, vjp, alignment
         self.what = f"{formula.name}_vjp" if vjp else formula.name
         self.parameters = torch_parameters(formula)
+        self.rows = formula.rows  # None where a parameter is given for each matrix: then only the last leading axis is
+        self.single = False  # one row, without an axis of its own
         self.inputs: dict[str, Any] = {}
         self.sizes: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}  # of torch's arrays, by spec name
@@ -135,6 +79,8 @@ class _Reader:
             given["grad_output"] = ("grad_output", self.formula.result)
         arrays = {argument: self._array(argument, name, tensor) for argument, (name, tensor) in given.items()}
         self._find_sizes({given[argument][0]: argument for argument, array in arrays.items() if array is not None})
+        if any(is_per_matrix(self.formula, t) and self.leads.get(argument) for argument, (_, t) in given.items()):
+            self._take_rows_apart()
         for argument, array in arrays.items():
             if array is not None:
                 self._read(argument, *given[argument], array)
@@ -148,12 +94,11 @@ class _Reader:
             compile_vjp(self.formula, tuple(results), omitted) if self.vjp else compile_formula(self.formula, omitted)
         )
         leads = {name: self._lead_of(name, tensor, lead) for name, tensor in results.items()}
-        shapes = {name: (*leads[name], *torch_shape(self.formula, t, self.sizes)) for name, t in results.items()}
-        axes = {name: own_axes(self.formula, tensor) for name, tensor in results.items()}
-        rows = self.formula.rows
-        sizes = self.sizes if rows is None else {**self.sizes, rows.dim.name: math.prod(lead)}
+        shapes = {name: self._shape(name, tensor, lead) for name, tensor in results.items()}
+        axes = {name: self._axes(tensor) for name, tensor in results.items()}
+        sizes = self.sizes if self.rows is None else {**self.sizes, self.rows.dim.name: math.prod(lead)}
         return Prepared(
-            plan, self.inputs, axes, leads, shapes, sizes, lead, rows, self.masks, self.empty, self.vjp,
+            plan, self.inputs, axes, leads, shapes, sizes, lead, self.rows, self.masks, self.empty, self.vjp,
             self._void(sizes),
         )  # fmt: skip
 
@@ -215,12 +160,37 @@ class _Reader:
         if wrong:
             raise ArgumentError(f"{self.what}: {wrong}")
 
+    def _take_rows_apart(self) -> None:
+        """The last leading axis is the rows', the ones before it are batch axes. A single observation is one row."""
+        assert self.rows is not None
+        dim, self.rows = self.rows.dim.name, None
+        with_rows = [argument for argument in self.leads if argument in self._with_rows()]
+        self.single = not any(self.leads[argument] for argument in with_rows if argument != "grad_output")
+        for argument in with_rows:
+            lead = self.leads[argument]
+            size = 1 if self.single else lead[-1]
+            if self.sizes.setdefault(dim, size) != size:
+                raise ArgumentError(f"{self.what}: {argument} has {size} rows, the others {self.sizes[dim]}")
+            self.leads[argument] = lead if self.single else lead[:-1]
+
+    def _axes(self, tensor: Tensor) -> tuple[Index, ...]:
+        """Its axes in the plan's results; the rows among them where they are not all of the leading axes."""
+        return tensor.axes if self.rows is None else own_axes(self.formula, tensor)
+
+    def _shape(self, name: str, tensor: Tensor, lead: tuple[int, ...]) -> tuple[int, ...]:
+        """Of a result, in torch's layout."""
+        if self.vjp:
+            return self.shapes[name]
+        apart = self.rows is None and has_rows(self.formula, tensor) and not self.single
+        rows = (self.sizes[tensor.axes[0].dim.name],) if apart else ()
+        return (*self._lead_of(name, tensor, lead), *rows, *torch_shape(self.formula, tensor, self.sizes))
+
     def _read(self, argument: str, name: str, tensor: Tensor, array: Array) -> None:
         lead = self.leads[argument]
         if tensor.role is not None and tensor.role.kind == "index":
             array = self._one_hot(argument, tensor, array)
-        own = tuple(axis.dim.size(self.sizes) for axis in own_axes(self.formula, tensor))
-        if has_rows(self.formula, tensor):
+        own = tuple(axis.dim.size(self.sizes) for axis in self._axes(tensor))
+        if self.rows is not None and has_rows(self.formula, tensor):
             array = array.reshape(math.prod(lead), *own)
         elif own != array.shape[len(lead) :]:
             array = array.reshape(*lead, *own)
@@ -248,7 +218,7 @@ class _Reader:
         except ValueError:
             shown = ", ".join(f"{name} {shape}" for name, shape in self.leads.items())
             raise ArgumentError(f"{self.what}: the leading axes do not broadcast: {shown}") from None
-        if self.formula.rows is not None:
+        if self.rows is not None:
             for name, shape in self.leads.items():
                 if shape != lead and name in self._with_rows():
                     raise ArgumentError(f"{self.what}: {name} has leading axes {shape}, the others {lead}")
@@ -262,7 +232,7 @@ class _Reader:
         """The leading axes of a result: all of them; none where the rows were summed; for a gradient its argument's."""
         if self.vjp:
             return self.leads[next(a for a, (n, _) in self.parameters.items() if n == name)]
-        return lead if self.formula.rows is None or has_rows(self.formula, tensor) else ()
+        return lead if self.rows is None or has_rows(self.formula, tensor) else ()
 
     # ---- masks
 
@@ -325,13 +295,7 @@ class _Reader:
         if not set(self.empty[0]) <= set(result):
             raise NotImplementedError(f"{self.what}: an empty row of {tensor!r} is no row of the result {result}")
         if self.vjp:
-            self.inputs["grad_output"] = np.where(_aligned(self.empty, result), 0.0, self.inputs["grad_output"])
+            self.inputs["grad_output"] = np.where(aligned(self.empty, result), 0.0, self.inputs["grad_output"])
 
 
-def _aligned(empty: tuple[tuple[Index, ...], Array], axes: tuple[Index, ...]) -> Array:
-    own, rows = empty
-    order = tuple(own.index(axis) for axis in axes if axis in own)
-    return layout.Align(order, tuple(axis in own for axis in axes))({}, rows)
-
-
-__all__ = ["ArgumentError", "Prepared", "operation", "prepare"]
+__all__ = ["ArgumentError", "operation", "prepare"]

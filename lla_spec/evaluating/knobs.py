@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lla_spec.evaluating.arguments import Prepared, operation, prepare
+from lla_spec.evaluating.arguments import operation, prepare
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.compiling import compile_results
 from lla_spec.evaluating.contracts import PRECISIONS, Contract, Precision
@@ -17,6 +17,7 @@ from lla_spec.evaluating.exactness import rounded
 from lla_spec.evaluating.float64 import Float64
 from lla_spec.evaluating.operations import bound
 from lla_spec.evaluating.plan import Plan
+from lla_spec.evaluating.prepared import Prepared
 from lla_spec.interface import torch_parameters
 from lla_spec.language import Formula
 from lla_spec.substituting import expand

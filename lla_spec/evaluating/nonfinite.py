@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from lla_spec.evaluating.arguments import Prepared
 from lla_spec.evaluating.dependence import Dependence
 from lla_spec.evaluating.float64 import Float64
+from lla_spec.evaluating.prepared import Prepared
 
 Array = np.ndarray
 

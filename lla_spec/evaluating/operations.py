@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from lla_spec.evaluating import balls
-from lla_spec.evaluating.arguments import Prepared, operation, prepare
+from lla_spec.evaluating.arguments import operation, prepare
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.exactness import results_are_exact, rounded
 from lla_spec.evaluating.float64 import Float64
 from lla_spec.evaluating.nonfinite import Special, special
+from lla_spec.evaluating.prepared import Prepared
 from lla_spec.evaluating.rounding import Approximate, Rounding
 from lla_spec.evaluating.sharp import rule_for, stands_alone
 from lla_spec.evaluating.sharp.roundings import ORACLE_U, finish

@@ -33,8 +33,7 @@ from lla_spec.symbols import Sum, centred, concat, define, delta, dims, index, o
 n, d = dims("n d")
 i, j = index("i", n), index("j", d)
 X, Z = tensor("X", i, j), tensor("Z", i, a)
-μ = tensor("μ", j, argument="mean", batched=False)
-C = tensor("C", a, j, argument="components", batched=False)
+μ, C = tensor("μ", j, argument="mean"), tensor("C", a, j, argument="components")  # for all rows, or each matrix
 dX, dZ = tensor("dX", i, j), tensor("dZ", i, a)  # cotangents
 offset = tensor("o", j)
 U, V, s = tensor("U", i, t), tensor("V", j, t), tensor("s", t)  # a witness of the centred data

@@ -22,7 +22,8 @@ class Case:
 
     `family` is one name, or one for each argument joined by +; values are multiplied by 2**`exponent`. `layout` is that
     of the inputs (joined by + likewise), `grad` that of the cotangent. `mask` and `index` say what a mask shows and
-    which classes are chosen. `without` names optional arguments left out, joined by +.
+    which classes are chosen. `without` names optional arguments left out, joined by +. `each`: what all rows can share
+    (the mean of PCA) is given for each matrix of them, those along the last of the leading axes.
     """
 
     op: str
@@ -42,10 +43,13 @@ class Case:
     special: str = "none"
     without: str = ""
     seed: int = 0
+    each: bool = False
 
     def __str__(self) -> str:
         options = {**dict(self.sizes), "batch": "x".join(map(str, self.batch)) or "1d"}
         options |= {field.name: getattr(self, field.name) for field in fields(self)[6:]}
+        if not self.each:  # most operations have nothing of the kind
+            del options["each"]
         rest = ",".join(f"{key}={_write(value)}" for key, value in options.items())
         return f"{self.op}:{self.law}:{self.dtype}:{self.device}:{rest}"
 
@@ -123,4 +127,5 @@ def _scale(value: str) -> float | None:
 _READ = {
     "batch": _batch, "family": str, "exponent": int, "layout": str, "grad": str, "mask": str, "index": str,
     "causal": lambda value: bool(int(value)), "scale": _scale, "special": str, "without": str, "seed": int,
+    "each": lambda value: bool(int(value)),
 }  # fmt: skip

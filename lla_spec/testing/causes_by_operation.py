@@ -6,6 +6,7 @@ anew, so that one cause is told from another by its value alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lla_spec import tensors as spec
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
+from lla_spec.interface import is_per_matrix, torch_parameters
 from lla_spec.language import Formula
 from lla_spec.testing.inputs import Arguments
 from lla_spec.testing.mistakes import BACKWARD, FORWARD, Change, times
@@ -45,7 +48,7 @@ def changes(formula: Formula, arguments: Arguments, contract: Contract, *, vjp: 
         yield words, lambda replaced=replaced: changed(**replaced)
     if not vjp:
         return
-    for words, change in _means_over_rows(formula, arguments):
+    for words, change in (*_means_over_rows(formula, arguments), *_sums_over_matrices(formula, arguments)):
         yield words, lambda change=change: truth(change)
     if "targets" in arguments and "logits" in arguments:
         yield "positions without a target get P, not 0", lambda: _probability_on_padding(formula, arguments, contract)
@@ -70,6 +73,16 @@ def _replaced(formula: Formula, arguments: Arguments) -> Iterator[tuple[str, dic
     if isinstance(mean, Tensor):
         words = "not subtracted" if formula.name == "pca_transform" else "not added"
         yield f"the mean is {words}", {"mean": torch.zeros_like(mean)}
+    for name, (_, parameter) in torch_parameters(formula).items():
+        value = arguments.get(name)
+        if (
+            is_per_matrix(formula, parameter)
+            and isinstance(value, Tensor)
+            and math.prod(_lead_of(value, parameter)) > 1
+        ):
+            own = value.flatten(0, -len(parameter.axes) - 1)
+            yield f"every matrix is given the {name} of the first", {name: own[0].expand_as(value)}
+            yield f"every matrix is given the {name} of the next", {name: own.roll(-1, 0).reshape(value.shape)}
     if formula.name == "grouped_query_attention":
         yield _TILED, _repeated(arguments, tile=True)
     if formula.name == "multi_head_attention":
@@ -111,15 +124,47 @@ def _tiled(x: object, times: int) -> object:
 
 def _means_over_rows(formula: Formula, arguments: Arguments) -> Iterator[tuple[str, Change]]:
     """The gradient of what all rows share, averaged where it is a sum."""
-    roles = [p.role for p in formula.parameters.values() if p.role is not None]
-    leading = next((arguments[r.argument] for r in roles if r.batched and r.kind == "real"), None)
+    shared, leading = _shared(formula), None
+    for name, (_, parameter) in torch_parameters(formula).items():
+        if parameter.role and parameter.role.kind == "real" and name not in shared and leading is None:
+            leading = arguments[name]
     if not isinstance(leading, Tensor) or leading.dim() < 2 or formula.name == "multi_head_attention":
         return
-    rows = leading[..., 0].numel()
-    for role in roles:
-        if not role.batched and role.kind == "real" and arguments.get(role.argument) is not None and rows > 1:
-            words = f"the gradient of {role.argument} is averaged over the rows, not summed"
-            yield words, times(lambda a: 1 / rows, role.argument)
+    for name, parameter in shared.items():
+        value = arguments.get(name)
+        if isinstance(value, Tensor):
+            rows = leading[..., 0].numel() // max(math.prod(_lead_of(value, parameter)), 1)
+            if rows > 1:
+                yield f"the gradient of {name} is averaged over the rows, not summed", _divided(rows, name)
+
+
+def _sums_over_matrices(formula: Formula, arguments: Arguments) -> Iterator[tuple[str, Change]]:
+    """The gradient of what each matrix of rows has of its own, summed as if all of them shared it."""
+
+    def summed(name: str, lead: int) -> Change:
+        over = tuple(range(lead))
+        return lambda a, right: {
+            name: np.broadcast_to(right[name].value.sum(over, keepdims=True), right[name].value.shape)
+        }
+
+    for name, parameter in _shared(formula).items():
+        value = arguments.get(name)
+        if isinstance(value, Tensor) and math.prod(_lead_of(value, parameter)) > 1:
+            yield f"the gradient of {name} is summed over the matrices", summed(name, len(_lead_of(value, parameter)))
+
+
+def _shared(formula: Formula) -> dict[str, spec.Tensor]:
+    """The real arguments that rows share, by torch name: a weight, and what each matrix of rows may have of its own."""
+    real = {n: p for n, (_, p) in torch_parameters(formula).items() if p.role and p.role.kind == "real"}
+    return {n: p for n, p in real.items() if (p.role and not p.role.batched) or is_per_matrix(formula, p)}
+
+
+def _lead_of(value: Tensor, parameter: spec.Tensor) -> tuple[int, ...]:
+    return tuple(value.shape[: value.dim() - len(parameter.axes)])
+
+
+def _divided(rows: int, name: str) -> Change:
+    return times(lambda a: 1 / rows, name)
 
 
 # ---- positions without a target

@@ -110,7 +110,8 @@ def _contract(where: str, declared: Any) -> None:
 
 
 def read_support(where: str, given: Any, operations: Sequence[Formula]) -> Support:
-    """`supports` of LLA_TARGET: {"d": [64, 128], "n": "multiple of 16"}, `mask: False`, `layouts`, "e": "d".
+    """`supports` of LLA_TARGET: {"d": [64, 128], "n": "multiple of 16"}, `mask: False`, `layouts`, "e": "d", and
+    "mean": "shared" for what is never given for each matrix of rows.
 
     ClaimError for what no operation of these has, or what means nothing.
     """
@@ -127,12 +128,16 @@ def read_support(where: str, given: Any, operations: Sequence[Formula]) -> Suppo
     refused: set[str] = set()
     equal: list[tuple[str, str]] = []
     layouts: tuple[str, ...] | None = None
+    shared = False
     for key, value in flat.items():
         if key == "layouts":
             layouts = _layouts(where, value)
         elif key not in dims | arguments:
             there = f"dimensions {', '.join(sorted(dims))}; arguments {', '.join(sorted(arguments))}; layouts"
             raise ClaimError(f"{where} has {key!r}; there are {there}")
+        elif value == "shared" and key not in dims:
+            _shared(where, key, operations)
+            shared = True
         elif value is False and key not in dims - arguments:
             _needed(where, key, operations)
             refused.add(key)
@@ -146,7 +151,7 @@ def read_support(where: str, given: Any, operations: Sequence[Formula]) -> Suppo
                 sizes[key] = found
             else:
                 choices[key] = found
-    return Support(sizes, choices, frozenset(refused), layouts, tuple(equal), _said(flat))
+    return Support(sizes, choices, frozenset(refused), layouts, tuple(equal), shared, _said(flat))
 
 
 def _said(flat: Mapping[str, Any]) -> str:
@@ -160,6 +165,8 @@ def _said(flat: Mapping[str, Any]) -> str:
         several = isinstance(value, list | tuple)
         if value is False:
             words.append(f"no {key}")
+        elif value == "shared":
+            words.append(f"one {key} for all rows")
         elif key == "layouts":
             words.append(f"layouts {', '.join(value) if several else value}")
         elif several:
@@ -183,6 +190,14 @@ def _needed(where: str, name: str, operations: Sequence[Formula]) -> None:
             if name in optional or name in REFUSABLE:
                 return
     raise ClaimError(f"{where} has {name}=False, but {operations[0].name} is never called without {name}")
+
+
+def _shared(where: str, name: str, operations: Sequence[Formula]) -> None:
+    """Only what a matrix of rows may have of its own can be said to be shared."""
+    each = {n: None for formula in operations if not isinstance(formula, Certified) for n in features(formula).each}
+    if name not in each:
+        there = " and ".join(each) or "no argument"
+        raise ClaimError(f"{where} has {name}='shared'; {there} may be given for each matrix of rows")
 
 
 def _sizes(where: str, key: str, value: Any) -> Size | tuple[int, ...]:

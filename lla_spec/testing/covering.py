@@ -14,6 +14,7 @@ from functools import cache
 
 import sympy as sp
 
+from lla_spec.interface import is_per_matrix
 from lla_spec.language import Formula, Law
 from lla_spec.substituting import expand
 from lla_spec.tensors import Dim, Index, definitions
@@ -47,6 +48,7 @@ class Features:
     ignored: bool  # a class may be left out
     heads: tuple[str, ...]  # the dimensions that count heads: they stay small
     hides: bool  # the mask can hide entries of an argument
+    each: tuple[str, ...]  # what all rows may share, and each matrix of them may have of its own
     matrices: bool
     arguments: int
 
@@ -83,6 +85,7 @@ def features(formula: Formula) -> Features:
         ignored=any(p.role is not None and bool(p.role.ignored) for p in own),
         heads=tuple(axis.dim.name for axis in sum(formula.counts.values(), ()) or formula.merge),
         hides=bool(masks) and bool(hidden_arguments(formula)),
+        each=tuple(p.role.argument for p in own if p.role and is_per_matrix(formula, p)),
         matrices=any(len(p.axes) - (rows in p.shape) >= 2 for p in own),
         arguments=sum(1 for p in own if p.role and p.role.kind == "real" and p.role.argument),
     )  # fmt: skip
@@ -109,6 +112,7 @@ def covering(formula: Formula, law: str, dtype: str, device: str = "cpu") -> lis
         *(_masks(f, base) if f.mask else ()),
         *(_indices(f, base) if f.index else ()),
         *_arguments(f, base),
+        *(_matrices(f, base) if f.each else ()),
         *_specials(formula, f, base),
         *_long_masks(f, base),
     ]
@@ -247,6 +251,19 @@ def _long_masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
             counts = (3,) if f.causal else (9,)  # a mask of queries and keys counts in each of three rows
             wide = replace(base, sizes=_sizes(f.dims, 3, 21, 5, 7), batch=counts, mask="per_batch", family="positive")
             yield f"a mask over a long {name}", wide.with_sizes({name: long})
+
+
+def _matrices(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+    """Where all rows share one, a kernel that takes another matrix's is right."""
+    what, wide = " and ".join(f.each), replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9), each=True)
+    yield f"{what} for each matrix", replace(wide, batch=(3, 5))
+    yield f"{what} for each matrix, as many as rows", replace(wide, batch=(4, 4))
+    yield f"{what} for each matrix, two batch axes", replace(wide, batch=(2, 3, 5), family="offset")
+    yield f"{what} for each matrix, sliced", replace(wide, batch=(5, 7), layout="sliced")
+    yield f"{what} for each matrix, one row each", replace(wide, batch=(3, 1))
+    yield f"{what} for each matrix, one matrix", replace(wide, batch=(1, 6))
+    yield f"{what} for each matrix, no rows", replace(wide, batch=(2, 0))
+    yield f"{what} for each matrix, no matrix", replace(wide, batch=(0, 3))
 
 
 def _indices(f: Features, base: Case) -> Iterator[tuple[str, Case]]:

@@ -32,6 +32,14 @@ BY_CAUSE = (
         "where the mask leaves nothing, put zeros in place of 0/0; or say what it gives in LLA_TARGET: "
         "policies={'fully_masked_row': …}",
     ),
+    (
+        r"^every matrix is given the",
+        "leading axes go along: mean (…, d) and components (…, k, d) belong to x (…, n, d)",
+    ),
+    (
+        r"summed over the matrices",
+        "each matrix has its own: sum over its rows alone, dC = dZᵀ (X - μ) by batched matmul",
+    ),
     (r"is transposed", "look at the axes in the signature: square cases hide a missing .mT, and others raise"),
     (r"the bias is left out", "add the bias before anything else sees the product"),
     (r"bias is added after", "add the bias to the logits, before the softmax"),
@@ -130,6 +138,8 @@ def _about_the_call(formula: Formula, found: Judgement) -> str:
     if "raises TypeError" in found.message and "argument" in found.message:
         first = next(iter(given.parameters))
         return f"it is called as {name}{given}; an adapter renames: {name} = lambda {first}, …: kernel(…)"
+    if found.case.each:
+        return "mean (…, d) and components (…, k, d) may have leading axes; if not: 'supports': {'mean': 'shared'}"
     return "what it does not take, it may say in LLA_TARGET ('supports', 'dtypes'): then it is not asked for it"
 
 
@@ -146,6 +156,8 @@ def _about_the_case(found: Judgement) -> str:
         return "look for an exp that overflows, a log of what underflowed to 0, or a product in 16 bits"
     if case.special == "reuse":
         return "the same storage was used with other values before: look for an answer or a constant that is kept"
+    if case.each:
+        return "where all rows share one it passes: look at which matrix's mean and components a row is given"
     if case.layout != "dense":
         return f"it takes the layout {case.layout}: use the strides, or call .contiguous() first"
     if case.grad != "dense" and case.law == "vjp":

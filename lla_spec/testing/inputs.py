@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lla_spec import tensors as spec
-from lla_spec.interface import IGNORE_INDEX, count_values, has_rows, torch_parameters, torch_shape
+from lla_spec.interface import IGNORE_INDEX, count_values, has_rows, is_per_matrix, torch_parameters, torch_shape
 from lla_spec.language import Formula
 from lla_spec.testing.bits import Bits
 from lla_spec.testing.cases import Case
@@ -39,15 +39,17 @@ class Inputs:
         return digest(self.arguments)
 
 
-def lead(formula: Formula, parameter: spec.Tensor, batch: Sequence[int]) -> tuple[int, ...]:
-    """The leading axes of one argument: `batch`, unless it is shared by the batch (a weight) or the rows are summed."""
+def lead(formula: Formula, parameter: spec.Tensor, case: Case) -> tuple[int, ...]:
+    """The leading axes of one argument: the batch, unless it is shared by it (a weight) or the rows are summed."""
+    if is_per_matrix(formula, parameter):
+        return case.batch[:-1] if case.each else ()
     summed = formula.rows is not None and parameter is formula.result and not has_rows(formula, parameter)
-    return tuple(batch) if not summed and (parameter.role is None or parameter.role.batched) else ()
+    return case.batch if not summed and (parameter.role is None or parameter.role.batched) else ()
 
 
 def shape_of(formula: Formula, tensor: spec.Tensor, case: Case) -> tuple[int, ...]:
     """The torch shape of a parameter or of the result; `batch` stands for the rows' axis where there is one."""
-    return (*lead(formula, tensor, case.batch), *torch_shape(formula, tensor, dict(case.sizes)))
+    return (*lead(formula, tensor, case), *torch_shape(formula, tensor, dict(case.sizes)))
 
 
 def arguments_of(formula: Formula) -> dict[str, spec.Tensor]:

@@ -195,7 +195,7 @@ def _of_nothing(policy: str | None, truth: Truth) -> Truth:
 
 def _over(matrices: np.ndarray, formula: Formula, case: Case, argument: str, bounded: Bounded) -> np.ndarray:
     """Which matrices of the batch, spread over one argument's gradient; any of them concerns what the batch shares."""
-    if not lead(formula, arguments_of(formula)[argument], case.batch):
+    if not lead(formula, arguments_of(formula)[argument], case):
         return np.asarray(matrices.any())
     return matrices.reshape(*matrices.shape, *(1,) * (bounded.value.ndim - matrices.ndim))
 

@@ -24,7 +24,7 @@ from lla_spec.evaluating.contracts import Contract, contract
 from lla_spec.evaluating.edges import hazards, ratios
 from lla_spec.evaluating.plan import Plan
 from lla_spec.evaluating.rounding import Rounding
-from lla_spec.interface import IGNORE_INDEX, count_values, own_axes, torch_axes, torch_shape
+from lla_spec.interface import IGNORE_INDEX, count_values, is_per_matrix, own_axes, torch_axes, torch_shape
 from lla_spec.language import Law
 from lla_spec.tensors import Tensor, inputs
 from lla_spec.testing.calling import Misbehaved
@@ -223,18 +223,23 @@ class _Run:
 
     def _shape_case(self, call: Visible, arguments: Arguments) -> Case:
         """A case with the sizes of this call, so that the expected shapes follow from the declaration."""
-        batch: tuple[int, ...] = ()
+        batch, each = (), False
         for parameter in call.operation.parameters.values():
             value = arguments.get(parameter.role.argument) if parameter.role else None
             role = parameter.role
             if isinstance(value, TorchTensor) and role and role.batched and role.kind != "mask":
-                batch = tuple(value.shape[: value.dim() - len(torch_axes(call.operation, parameter))])
+                lead = tuple(value.shape[: value.dim() - len(torch_axes(call.operation, parameter))])
+                if is_per_matrix(call.operation, parameter):
+                    each |= bool(lead)
+                else:
+                    batch = lead
         law = "vjp" if call.gradient else "definition"
         sizes = tuple(self._sizes_of(call).items())
         without = "+".join(name for name in features(call.operation).optional if arguments.get(name) is None)
         return replace(
-            self.case, op=call.operation.name, law=law, sizes=sizes, batch=batch, special="none", without=without
-        )
+            self.case, op=call.operation.name, law=law, sizes=sizes, batch=batch, special="none", without=without,
+            each=each,
+        )  # fmt: skip
 
     def _spec_shape(self, call: Visible, array: np.ndarray) -> np.ndarray:
         return array.reshape(tuple(axis.dim.size(self.sizes) for axis in call.tensor.axes))

@@ -178,8 +178,10 @@ def _heads_in_a_group(a: dict[str, Any]) -> int:
 
 
 def _raw_data(a: dict[str, Any], right: Truth) -> Outputs:
-    g, x = (a[name].reshape(-1, a[name].shape[-1]) for name in ("grad_output", "x"))
-    return {"components": g.T @ x}
+    g, x = (np.atleast_2d(a[name]) for name in ("grad_output", "x"))
+    each = np.swapaxes(g, -1, -2) @ x
+    lead = each.ndim - a["components"].ndim
+    return {"components": each.sum(tuple(range(lead)))}
 
 
 FORWARD: Mapping[str, Mapping[str, Change]] = {

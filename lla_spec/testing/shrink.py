@@ -44,6 +44,14 @@ def _alone_and_together(case: Case) -> Iterator[list[str]]:
     yield from (names for names in equal.values() if len(names) > 1)
 
 
+def _fewer(batch: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """One leading axis less, or one that is shorter."""
+    if len(batch) > 1:
+        yield batch[1:]
+    for position, size in enumerate(batch):
+        yield from ((*batch[:position], s, *batch[position + 1 :]) for s in SIZES if s < size)
+
+
 def _simpler(case: Case) -> Iterator[Case]:
     """Cases with one field simpler, the largest steps first."""
     for names in _alone_and_together(case):
@@ -54,11 +62,10 @@ def _simpler(case: Case) -> Iterator[Case]:
     if case.batch:
         yield replace(case, batch=())
         yield from (replace(case, batch=ones) for ones in ((1,), (1,) * len(case.batch)) if ones != case.batch)
-        if len(case.batch) == 1:
-            yield from (replace(case, batch=(s,)) for s in SIZES if s < case.batch[0])
+        yield from (replace(case, batch=batch) for batch in _fewer(case.batch))
     plain = {
         "layout": "dense", "grad": "dense", "mask": "none", "index": "random", "causal": False, "scale": None,
-        "special": "none", "without": "", "exponent": 0,
+        "special": "none", "without": "", "exponent": 0, "each": False,
     }  # fmt: skip
     for name, value in plain.items():
         if getattr(case, name) != value:

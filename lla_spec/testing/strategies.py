@@ -67,7 +67,7 @@ def cases(
         grad=draw(st.sampled_from(layouts + ["scalar"])) if law == "vjp" else "dense",
         mask=mask, index=draw(st.sampled_from(chosen)) if f.index else "random", causal=causal, scale=scale,
         without="+".join(name for name in f.optional if draw(st.integers(0, 3)) == 0),
-        seed=draw(st.integers(0, 2**32 - 1)),
+        seed=draw(st.integers(0, 2**32 - 1)), each=len(batch) > 1 and bool(f.each) and draw(st.booleans()),
     )  # fmt: skip
     return case if support.takes(case) else support.nearest(case)
 

@@ -17,13 +17,14 @@ REFUSABLE = {"mask": ("mask", "none"), "is_causal": ("causal", False), "scale": 
 
 @dataclass(frozen=True)
 class Support:
-    """Sizes by dimension, arguments that are refused, layouts, equal dimensions."""
+    """Sizes by dimension, arguments that are refused, layouts, equal dimensions; what all rows share (Case.each)."""
 
     dims: Mapping[str, Callable[[int], bool]] = field(default_factory=dict)
     choices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
     layouts: tuple[str, ...] | None = None
     equal: tuple[tuple[str, str], ...] = ()
+    shared: bool = False
     words: str = ""  # all of this, for a person
 
     def takes(self, case: Case) -> bool:
@@ -34,6 +35,7 @@ class Support:
             and all(sizes[a] == sizes[b] for a, b in self.equal if a in sizes and b in sizes)
             and not any(getattr(case, key) != plain for name, (key, plain) in REFUSABLE.items() if name in self.refused)
             and self.offered(case) == case
+            and not (self.shared and case.each)
             and (self.layouts is None or set(case.layout.split("+")) <= set(self.layouts))
         )
 
@@ -55,6 +57,8 @@ class Support:
             if a in sizes and b in sizes:
                 sizes[a] = sizes[b]
         options: dict[str, Any] = {key: plain for name, (key, plain) in REFUSABLE.items() if name in self.refused}
+        if self.shared:
+            options["each"] = False
         if self.layouts is not None and not set(case.layout.split("+")) <= set(self.layouts):
             options["layout"] = self.layouts[0]
         return self.offered(replace(case, **options, sizes=tuple(sizes.items())))

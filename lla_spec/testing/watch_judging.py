@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
-from lla_spec.interface import torch_parameters, unmerged_sizes
+from lla_spec.interface import is_per_matrix, torch_parameters, unmerged_sizes
 from lla_spec.language import Formula
 from lla_spec.testing.cases import Case
 from lla_spec.testing.causes import knobs
@@ -129,4 +129,8 @@ def _case(formula: Formula, found: Found, arguments: Mapping[str, Any], vjp: boo
         sizes=tuple(sizes.items()),
         batch=tuple(result.shape[: result.dim() - own]),
         causal=bool(arguments.get("is_causal")),
+        each=any(
+            is_per_matrix(formula, formula.parameters[n]) and len(s) > len(formula.parameters[n].axes)
+            for n, s in shapes.items()
+        ),
     )

@@ -34,6 +34,8 @@ MEANINGLESS = [
     ({"ops": {"softmax": {"supports": {"m": "multiple of 0"}}}}, "has m='multiple of 0'; write a list of sizes"),
     ({"ops": {"softmax": {"supports": {"m": "at most ten"}}}}, "has m='at most ten'; write a list of sizes"),
     ({"ops": {"softmax": {"supports": {"m": "d"}}}}, "has m='d'; write a list of sizes"),
+    ({"ops": {"pca_inverse": {"supports": {"z": "shared"}}}}, "has z='shared'; mean and components may be given for"),
+    ({"ops": {"softmax": {"supports": {"x": "shared"}}}}, "has x='shared'; no argument may be given for each matrix"),
     ({"ops": {"softmax": {"supports": {"x": False}}}}, "x=False, but softmax is never called without x"),
     ({"ops": {"attention": {"supports": {"mask": "no"}}}}, "has mask='no'; write False for an argument that is not"),
 ]
@@ -102,6 +104,23 @@ def test_a_kernel_without_an_optional_argument_is_checked_without_it(operation, 
     own = [result for result in results if result.row.law in ("definition", "vjp")]
     assert [r.verdict for r in own] == ["pass"] * 8, [r.message for r in own]
     assert {r.verdict for r in results} <= {"pass", "unimplemented"}, [r.message for r in results]
+
+
+def test_a_kernel_with_one_mean_for_all_rows_is_asked_for_no_other():
+    """As most people write it: where each matrix of a batch has its own mean, this raises."""
+
+    def transform(x, mean, components):
+        return impl.pca_transform(x, mean.reshape(x.shape[-1]), components)
+
+    def verdicts(claims):
+        target = load({"pca_transform": transform, "LLA_TARGET": {"ops": {"pca_transform": claims}}})
+        session = Session(target, Options(ops=("pca_transform",), laws=("definition",), examples=0))
+        results = [session.run(row) for row in session.rows()]
+        return {result.verdict for result in results}, limits(results)
+
+    assert verdicts({})[0] == {"fail"}
+    said = ["pca_transform: checked where the target takes it: one mean for all rows"]
+    assert verdicts({"supports": {"mean": "shared"}}) == ({"pass"}, said)
 
 
 def test_a_function_that_raises_whatever_it_is_given_is_no_skipped_row():

@@ -238,6 +238,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("attention", {"q": Q, "k": normal(2, 5, 7), "v": V}, r"k has shape \(2, 5, 7\), 7 on axis -1, but d is already 3"),
     ("attention", {"q": Q, "k": normal(3, 5, 3), "v": V}, r"the leading axes do not broadcast: q \(2,\), k \(3,\)"),
     ("linear", {"x": normal(2, 3), "weight": normal(2, 4, 3)}, r"weight has shape \(2, 4, 3\) but takes no batch axes"),
+    (
+        "pca_transform",
+        {"x": normal(2, 3, 4), "mean": normal(3, 4), "components": normal(1, 4)},
+        r"x \(2,\), mean \(3,\)",
+    ),
     ("softmax", {"x": np.float64(1.0)}, r"x has shape \(\) but needs at least 1 axes"),
     ("softmax", {"x": normal(3), "dim": 0}, r"softmax: has no argument dim; it takes x"),
     ("soft", {"x": normal(3)}, r"soft is no operation; there are softmax"),
@@ -257,6 +262,39 @@ def test_arguments_are_left_as_they_were() -> None:
     for key, kept in {"q": Q, "k": K, "v": V, "grad_output": G}.items():
         np.testing.assert_array_equal(arguments[key], kept)
     assert not arguments["mask"].any()
+
+
+BATCHES = [
+    ((3, 5), (3,), (3,)), ((3, 5), (), (3,)), ((5,), (3,), ()), ((), (3,), (3,)), ((2, 3, 5), (3,), (2, 1)),
+    ((2, 3, 0), (1,), ()), ((0, 3), (0,), (0,)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "mean", "components"), BATCHES)
+def test_a_mean_for_each_matrix_of_rows_is_that_of_the_loop(rows, mean, components) -> None:
+    """Leading axes broadcast as torch's do, and a gradient is summed over those that its argument lacks."""
+    given = {"x": normal(*rows, 4), "mean": normal(*mean, 4), "components": normal(*components, 2, 4)}
+    lead = np.broadcast_shapes(rows[:-1], mean, components)
+    cotangent = normal(*lead, *rows[-1:], 2)
+    found = oracle("pca_transform", {**given, "grad_output": cotangent}, vjp=True, exact=True)
+    own = {"x": given["x"].shape[-2:] if rows else (4,), "mean": (4,), "components": (2, 4)}
+    whole = {name: np.broadcast_to(value, (*lead, *own[name])) for name, value in given.items()}
+    sums = {name: np.zeros(value.shape) for name, value in whole.items()}
+    for at in np.ndindex(*lead):
+        one = {name: value[at] for name, value in whole.items()}
+        np.testing.assert_array_equal(
+            oracle("pca_transform", given, exact=True)[at], oracle("pca_transform", one, exact=True)
+        )
+        for name, part in oracle("pca_transform", {**one, "grad_output": cotangent[at]}, vjp=True, exact=True).items():
+            sums[name][at] = part
+    for name, value in given.items():
+        np.testing.assert_allclose(found[name], summed_to(value.shape, sums[name]), rtol=1e-13, atol=1e-13)
+
+
+def summed_to(shape, value):
+    """Over the axes that broadcasting added, and those where it repeated."""
+    value = value.sum(tuple(range(value.ndim - len(shape))))
+    return value.sum(tuple(k for k, size in enumerate(shape) if size != value.shape[k]), keepdims=True)
 
 
 def test_no_rows_and_no_batches_are_legal() -> None:

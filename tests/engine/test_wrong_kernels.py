@@ -147,6 +147,10 @@ SPECTRA = {
     "mean_gradient_positive": Wrong("pca_transform", "vjp", "the gradient of mean: its sign is flipped"),
     "mean_gradient_zero": Wrong("pca_transform", "vjp", "mean gets no gradient"),
     "component_gradient_of_raw_data": Wrong("pca_transform", "vjp", "that of the raw data, dZᵀX"),
+    "mean_of_the_first": Wrong("pca_transform", "definition", "every matrix is given the mean of the first"),
+    "mean_beside_its_rows": Wrong("pca_inverse", "definition", shows="each=1"),
+    "component_gradients_add_up": Wrong("pca_transform", "vjp", "is summed over the matrices"),
+    "mean_gradients_add_up": Wrong("pca_inverse", "vjp", "the gradient of mean is summed over the matrices"),
     "mean_gradient_is_a_mean": Wrong("pca_inverse", "vjp", AVERAGED.format("mean")),
 }
 

@@ -3,6 +3,7 @@
 `lla-spec verify tests/targets/right_numpy.py`
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -112,19 +113,47 @@ def linear_vjp(x, weight, bias=None, *, grad_output):
     return tensors(through(wide(grad_output), wide(x), wide(weight), bias), x)
 
 
+def by_matrix(function):
+    """`function` of each matrix of rows where each has a mean and components of its own; of all rows otherwise."""
+
+    def apart(x, mean, components, **given):
+        if mean.dim() == 1:
+            return function(x, mean, components, **given)
+        parts = (x, mean, components, *given.values())
+        flat = [part.flatten(0, mean.dim() - 2) for part in parts]
+        found = [function(*one[:3], **dict(zip(given, one[3:], strict=True))) for one in zip(*flat, strict=True)]
+        if not found:  # no matrix: the shapes of one
+            found = [function(*(part.new_zeros(part.shape[1:]) for part in flat[:3]), **_zeros(given, flat[3:]))]
+        several = isinstance(found[0], tuple)
+        each = zip(*found, strict=True) if several else (found,)
+        lead = mean.shape[:-1]
+        made = tuple(torch.stack(same)[: math.prod(lead)].reshape(*lead, *same[0].shape) for same in each)
+        return made if several else made[0]
+
+    return apart
+
+
+def _zeros(given, flat):
+    return {name: part.new_zeros(part.shape[1:]) for name, part in zip(given, flat, strict=True)}
+
+
+@by_matrix
 def pca_transform(x, mean, components):
     return tensor(affine(wide(x) - wide(mean), wide(components), None), x)
 
 
+@by_matrix
 def pca_transform_vjp(x, mean, components, *, grad_output):
     dx, dc, _ = through(wide(grad_output), wide(x) - wide(mean), wide(components), None)
     return tensors((dx, -rows(dx).sum(0), dc), x)
 
 
+@by_matrix
 def pca_inverse(z, mean, components):
     return tensor(affine(wide(z), wide(components).T, mean), z)
 
 
+@by_matrix
 def pca_inverse_vjp(z, mean, components, *, grad_output):
     g = wide(grad_output)
     return tensors((g @ wide(components).T, rows(g).sum(0), rows(wide(z)).T @ rows(g)), z)

@@ -57,6 +57,8 @@ def _by_linalg():
         return _io(x, mean, Vh[..., :k, :], S[..., :k] ** 2 / (x.shape[-2] - 1))
 
     def pca_transform(x, mean, components):
+        if mean.dim() > 1:  # one for each matrix
+            mean, components = mean[..., None, :], components[..., None, :, :]
         return torch.linalg.vecdot((wide(x) - wide(mean))[..., None, :], wide(components), dim=-1).to(x.dtype)
 
     def rms_norm(x, weight=None, *, eps=1e-6):
@@ -254,7 +256,11 @@ def _by_scikit_learn():
         return made
 
     def pca_inverse(z, mean, components):
-        return each_row(model(mean, components).inverse_transform, z, len(mean))
+        if mean.dim() == 1:
+            return each_row(model(mean, components).inverse_transform, z, len(mean))
+        flat = zip(z.flatten(0, -3), mean.flatten(0, -2), components.flatten(0, -3), strict=True)
+        parts = [pca_inverse(*one) for one in flat]
+        return (torch.stack(parts) if parts else z.new_empty(0)).reshape(*z.shape[:-1], mean.shape[-1])
 
     def each_row(function, x, size):
         """scikit-learn takes a matrix with at least one row, and looks for NaN unless it is told not to."""

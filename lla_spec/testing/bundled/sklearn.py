@@ -64,12 +64,21 @@ def _fitted(mean: Tensor, components: Tensor) -> PCA:
     return model
 
 
+def _by_model(method: str, x: Tensor, mean: Tensor, components: Tensor, width: int) -> Tensor:
+    """That method of one PCA for all rows of x, or of the PCA that each matrix of them has."""
+    if mean.dim() == 1:
+        return _by_rows(getattr(_fitted(mean, components), method), x, width)
+    matrices, means, axes = x.flatten(0, -3), mean.flatten(0, -2), components.flatten(0, -3)
+    parts = [_by_model(method, *one, width) for one in zip(matrices, means, axes, strict=True)]
+    return (torch.stack(parts) if parts else x.new_empty(0)).reshape(*x.shape[:-1], width)
+
+
 def pca_transform(x: Tensor, mean: Tensor, components: Tensor) -> Tensor:
-    return _by_rows(_fitted(mean, components).transform, x, len(components))
+    return _by_model("transform", x, mean, components, components.shape[-2])
 
 
 def pca_inverse(z: Tensor, mean: Tensor, components: Tensor) -> Tensor:
-    return _by_rows(_fitted(mean, components).inverse_transform, z, len(mean))
+    return _by_model("inverse_transform", z, mean, components, mean.shape[-1])
 
 
 def truncated_svd(w: Tensor, k: int) -> tuple[Tensor, ...]:
