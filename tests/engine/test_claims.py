@@ -1,10 +1,13 @@
 """What a target says of itself in LLA_TARGET: refused in one line where it means nothing, kept to where it does."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import impl
 from lla_spec.testing.cases import DTYPES
+from lla_spec.testing.claims import OPERATION_KEYS, POLICIES, TOP_KEYS
 from lla_spec.testing.runner import Options, Session
 from lla_spec.testing.table import limits
 from lla_spec.testing.targets import TargetError, load
@@ -121,6 +124,14 @@ def test_a_kernel_with_one_mean_for_all_rows_is_asked_for_no_other():
     assert verdicts({})[0] == {"fail"}
     said = ["pca_transform: checked where the target takes it: one mean for all rows"]
     assert verdicts({"supports": {"mean": "shared"}}) == ({"pass"}, said)
+
+
+def test_every_claim_stands_in_the_page_about_targets():
+    page = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    page = page[page.index("## Adding a target") :]
+    values = {value for policy in POLICIES.values() for value in policy}
+    missing = {word for word in {*TOP_KEYS, *OPERATION_KEYS, *POLICIES, *values} if f"`{word}`" not in page}
+    assert not missing
 
 
 def test_a_function_that_raises_whatever_it_is_given_is_no_skipped_row():

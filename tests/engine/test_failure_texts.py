@@ -252,7 +252,7 @@ def knobs_of(operation):
     for law, dtype in (("definition", "fp32"), ("vjp", "bf16")) if not isinstance(formula, Certified) else ():
         seen = set()
         for _, case in covering(formula, law, dtype, "cpu"):
-            kind = (case.mask, case.causal, case.scale is None, case.index, case.special, case.without)
+            kind = (case.mask, case.causal, case.scale is None, case.index, case.special, case.without, case.each)
             if kind in seen or max(size for _, size in case.sizes) > 40:
                 continue
             seen.add(kind)
