@@ -209,7 +209,8 @@ def _gradient_knobs(formula: Formula, found: Judgement, arguments: Arguments, co
         sizes = _sizes(formula, arguments)
         dims: Any = {dim: sizes[str(dim)] for dim in default.default.free_symbols}
         value = float(scale) if isinstance(scale, int | float) else float(default.default.subs(dims))
-        factors = {"it lacks the scale": 1 / value, "the scale is applied twice": value, **factors}
+        if value:
+            factors = {"it lacks the scale": 1 / value, "the scale is applied twice": value, **factors}
     for words, factor in factors.items():
         for key in truth:
             scaled = {**truth, key: _times(truth[key], factor)}

@@ -17,7 +17,7 @@ from torch import Tensor
 from lla_spec import tensors as spec
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
-from lla_spec.interface import is_per_matrix, torch_parameters
+from lla_spec.interface import IGNORE_INDEX, is_per_matrix, torch_parameters
 from lla_spec.language import Formula
 from lla_spec.testing.inputs import Arguments
 from lla_spec.testing.mistakes import BACKWARD, FORWARD, Change, times
@@ -73,16 +73,7 @@ def _replaced(formula: Formula, arguments: Arguments) -> Iterator[tuple[str, dic
     if isinstance(mean, Tensor):
         words = "not subtracted" if formula.name == "pca_transform" else "not added"
         yield f"the mean is {words}", {"mean": torch.zeros_like(mean)}
-    for name, (_, parameter) in torch_parameters(formula).items():
-        value = arguments.get(name)
-        if (
-            is_per_matrix(formula, parameter)
-            and isinstance(value, Tensor)
-            and math.prod(_lead_of(value, parameter)) > 1
-        ):
-            own = value.flatten(0, -len(parameter.axes) - 1)
-            yield f"every matrix is given the {name} of the first", {name: own[0].expand_as(value)}
-            yield f"every matrix is given the {name} of the next", {name: own.roll(-1, 0).reshape(value.shape)}
+    yield from _read_wrongly(formula, arguments)
     if formula.name == "grouped_query_attention":
         yield _TILED, _repeated(arguments, tile=True)
     if formula.name == "multi_head_attention":
@@ -98,6 +89,22 @@ def _replaced_backward(formula: Formula, arguments: Arguments) -> Iterator[tuple
     g = arguments["grad_output"]
     assert isinstance(g, Tensor)
     yield "the cotangent is ignored, as if it were 1", {"grad_output": torch.ones_like(g)}
+    yield from _read_wrongly(formula, arguments)
+
+
+def _read_wrongly(formula: Formula, arguments: Arguments) -> Iterator[tuple[str, dict[str, object]]]:
+    """An argument that is not looked at, or that of another matrix: forward and backward alike."""
+    for name, (_, parameter) in torch_parameters(formula).items():
+        role, value = parameter.role, arguments.get(name)
+        if role is None or not isinstance(value, Tensor):
+            continue
+        if is_per_matrix(formula, parameter) and math.prod(_lead_of(value, parameter)) > 1:
+            own = value.flatten(0, -len(parameter.axes) - 1)
+            yield f"every matrix is given the {name} of the first", {name: own[0].expand_as(value)}
+            yield f"every matrix is given the {name} of the next", {name: own.roll(-1, 0).reshape(value.shape)}
+        ignored = arguments.get(role.ignored) if role.ignored else IGNORE_INDEX
+        if ignored != IGNORE_INDEX and bool((value == ignored).any()):
+            yield f"the given {role.ignored} is ignored for {IGNORE_INDEX}", {role.ignored: IGNORE_INDEX}
 
 
 def _replaced_projections(arguments: Arguments) -> Iterator[tuple[str, dict[str, object]]]:

@@ -24,7 +24,7 @@ from lla_spec.testing.inputs import MASKS, hidden_arguments
 LARGEST = {"fp64": 10, "fp32": 120, "bf16": 7, "fp16": 7}  # exponents of 2 that keep a product of two finite
 SMALLEST = {"fp64": -1020, "fp32": -124, "bf16": -124, "fp16": -13}
 LONG = {"fp64": 384, "fp32": 4096, "bf16": 4096, "fp16": 1024}  # balls judge fp64; torch's CPU fp16 products are slow
-SCALARS = (0.5, -0.25, 3.0)  # of a score's scale, which may have any sign
+SCALARS = (0.5, -0.25, 3.0, 0.0)  # of a score's scale: of any sign, and 0, which `scale or default` takes for None
 POSITIVE_SCALARS = (2.0**-40, 0.001, 1.0)  # of an ε that keeps a root away from 0
 LONG_SQUARED = 256
 BALL_BUDGET = 2**13  # the product of the sizes of an operation on heads in fp64, whose every step is in balls
@@ -274,6 +274,7 @@ def _indices(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     if f.ignored:
         yield "ignored classes", replace(wide, index="ignored", batch=(3, 7))
         yield "a class of its own ignored", replace(wide, index="ignored_class", batch=(17,))
+        yield "class 0 ignored", replace(wide, index="ignored_zero", batch=(17,))
         yield "all classes ignored", replace(wide, index="all_ignored")
 
 

@@ -92,16 +92,21 @@ def _apart(case: Case) -> Case:
     return case.with_sizes(sizes)
 
 
-def met_contract(session: Session, result: Result) -> str:
-    """The first contract of the lattice under which no case of the row fails; "" where there is none."""
+def met_contract(session: Session, result: Result, shown: Case | None = None) -> str:
+    """The first contract of the lattice under which no case of the row fails; "" where there is none.
+
+    `shown`, a smaller case, is to meet it too: many terms can hide what no contract allows of two.
+    """
     row = result.row
     if row.law not in ("definition", "vjp"):
         return ""
-    failing = result.failing.case
+    first = [case for case in (shown, result.failing.case) if case is not None]
     for words, weaker in lattice(session.contract(row)):
-        judging = session.judging(row, weaker)
-        if not judging(failing).failed and not any(judging(case).failed for _, case in session.cases(row)):
-            return f"{weaker.describe()} ({words})"
+        judging, told = session.judging(row, weaker), f"{weaker.describe()} ({words})"
+        if any(judging(case).failed for case in first):
+            continue
+        if result.meets == told or not any(judging(case).failed for _, case in session.cases(row)):
+            return told
     return ""
 
 
@@ -164,6 +169,8 @@ def _text(session: Session, group: list[Result], seen: Judgement, target_name: s
     first.cause = (
         next(map(str, causes(formula, found, contract, only=words_of(first.cause))), "") if first.cause else ""
     )
+    if first.meets:
+        first.meets = met_contract(session, first, found.case)
     statement: Formula | Law = formula if first.row.law in ("definition", "vjp") else law_of(first.row)
     also = ", ".join(f"{r.row.law} {r.row.dtype}" for r in group[1:])
     first.text = describe(

@@ -16,7 +16,8 @@ from lla_spec.testing.verdicts import Result
 BY_CAUSE = (
     (r"^the scale 1|^the scale is", "scale the scores by 1/√d, d the width of q and k, unless `scale` is given"),
     (r"scaled by all heads' features", "the width of one head counts: scale by 1/√(d_model / num_heads)"),
-    (r"^the given scale", "multiply by `scale` where it is given; 1/√d is for None"),
+    (r"^the given scale", "multiply by `scale` where it is given, 0 as well: 1/√d is for None"),
+    (r"^the given ignore_index", "leave out what equals ignore_index, 0 as well: -100 is where none is given"),
     (r"^the given eps", "use the eps that is given: 1e-5 and 1e-6 are defaults"),
     (r"^eps is", "add eps to the mean of the squares, under the root: rsqrt(variance + eps)"),
     (r"mask is ignored", "hide before the softmax: scores.masked_fill(~mask, -inf)"),

@@ -139,7 +139,7 @@ def choose(case: Case, name: str, shape: Sequence[int], count: int) -> tuple[np.
         classes = np.where(hidden, IGNORE_INDEX, classes)
     elif case.index == "all_ignored":
         classes = np.full(classes.shape, IGNORE_INDEX)
-    return classes, count // 2 if case.index == "ignored_class" else IGNORE_INDEX
+    return classes, {"ignored_class": count // 2, "ignored_zero": 0}.get(case.index, IGNORE_INDEX)
 
 
 def _every_other(batch: Sequence[int]) -> tuple[int, ...]:

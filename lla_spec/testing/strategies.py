@@ -59,7 +59,9 @@ def cases(
         mask = draw(st.sampled_from(["none"] * 3 + list(MASKS)))
         causal = bool(f.causal) and draw(st.booleans())
     scale = draw(st.sampled_from([None] * 4 + [x for few in f.scalars.values() for x in few])) if f.scalars else None
-    chosen = ["random"] * 4 + ["ends", "same"] + (["ignored"] * 3 + ["ignored_class"] if f.ignored else [])
+    chosen = (
+        ["random"] * 4 + ["ends", "same"] + (["ignored"] * 3 + ["ignored_class", "ignored_zero"] if f.ignored else [])
+    )
     layouts = ["dense"] * 4 + ["transposed", "strided", "sliced", "offset"]
     case = Case(
         formula.name, law, dtype, device, tuple(sizes.items()), batch, family, exponent,

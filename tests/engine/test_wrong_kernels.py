@@ -115,6 +115,7 @@ LOSSES = {
     "gradient_without_cotangent": Wrong(
         "cross_entropy_sum", "vjp", "the cotangent is ignored", theorem="gradient_of_the_sum"
     ),
+    "class_zero_gets_a_gradient": Wrong("cross_entropy", "vjp", "the given ignore_index is ignored"),
     "ignored_rows_get_p": Wrong("cross_entropy_none", "vjp", "positions without a target get P, not 0"),
     "padding_in_weight_gradient": Wrong("linear_cross_entropy", "vjp", shows="gradient of w_out ["),
     "hidden_gradient_of_one_chunk": Wrong(
@@ -124,6 +125,7 @@ LOSSES = {
 
 HEADS = {
     "softmax_over_queries": Wrong("attention", "definition", "the softmax runs over the queries", theorem="key_bias"),
+    "zero_scale_for_none": Wrong("attention", "definition", "the given scale is ignored"),
     "heads_are_tiled": Wrong("grouped_query_attention", "definition", TILED, theorem="groups_are_repeated_keys"),
     "scale_of_the_model": Wrong("multi_head_attention", "definition", "the scores are scaled by all heads' features"),
     "heads_joined_by_feature": Wrong("multi_head_attention", "definition", shows="e=2, o=1"),

@@ -84,6 +84,11 @@ def _over_queries(q, k, v, mask=None, *, is_causal=False, scale=None):
     return (_weights(q, k, mask, is_causal, scale, over=-2) @ wide(v)).to(q.dtype)
 
 
+def _scale_or_default(q, k, v, mask=None, *, is_causal=False, scale=None):
+    """`or`, for which a scale of 0 is none."""
+    return attention(q, k, v, mask, is_causal=is_causal, scale=scale or 1 / math.sqrt(q.shape[-1]))
+
+
 def _tiled(q, k, v, mask=None, *, is_causal=False, scale=None):
     """Query head p reads key-value head p mod g, for p // r."""
     tiles = [1] * (q.dim() - 3) + [q.shape[-3] // k.shape[-3], 1, 1]
@@ -107,6 +112,7 @@ def _split_without_transpose(x, heads):
 
 
 softmax_over_queries = _target("softmax over queries", attention=_over_queries)
+zero_scale_for_none = _target("scale or 1/√d", attention=_scale_or_default)
 heads_are_tiled = _target("heads tiled", grouped_query_attention=_tiled)
 scale_of_the_model = _target("scale 1/√(h a)", multi_head_attention=_block(attend=_scaled_by_model))
 heads_joined_by_feature = _target("heads joined by feature", multi_head_attention=_block(join=_joined_by_feature))

@@ -160,6 +160,12 @@ def _ignored_rows_get_p(logits, targets, *, grad_output, ignore_index=-100, redu
     return (dz.to(logits.dtype),)
 
 
+def _index_or_default(logits, targets, *, grad_output, ignore_index=-100, reduction="mean"):
+    """`or`, for which class 0 is no class: what most tokenizers pad with."""
+    keep = targets != (ignore_index or -100)
+    return (_dz(wide(logits), targets, keep, _share(grad_output, keep, reduction)).to(logits.dtype),)
+
+
 def _padding_in_weight(h, w_out, targets, bias=None, *, grad_output, ignore_index=-100, reduction="mean"):
     """dW sums over the padding as well, as if its target were word 0."""
     z, keep = _logits(h, w_out, bias), targets != ignore_index
@@ -181,6 +187,9 @@ def _hidden_of_one_chunk(h, w_out, targets, bias=None, *, grad_output, ignore_in
 output_gradient_uncentred = _target("dz = P dP", output_softmax=output_softmax, output_softmax_vjp=_uncentred)
 gradient_without_mean = _target("dz without 1/N", cross_entropy=cross_entropy, cross_entropy_vjp=_without_mean)
 gradient_without_cotangent = _target("dz without dL", cross_entropy=cross_entropy, cross_entropy_vjp=_without_cotangent)
+class_zero_gets_a_gradient = _target(
+    "ignore_index or -100", cross_entropy=cross_entropy, cross_entropy_vjp=_index_or_default
+)
 ignored_rows_get_p = _target("dz = P on padding", cross_entropy=cross_entropy, cross_entropy_vjp=_ignored_rows_get_p)
 padding_in_weight_gradient = _target(
     "padding in dW", linear_cross_entropy=linear_cross_entropy, linear_cross_entropy_vjp=_padding_in_weight
