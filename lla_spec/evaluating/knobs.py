@@ -43,10 +43,13 @@ class SumsInIo(Float64):
 
 
 class EveryStepIn(Float64):
-    """Float64, but the result of each step is rounded: a composite of functions of a low-precision library."""
+    """Float64, but the result of each step is rounded: a composite of functions of a low-precision library.
 
-    def __init__(self, precision: Precision) -> None:
-        self.precision = precision
+    `divides`: a/b is one step, for 1/b and a product.
+    """
+
+    def __init__(self, precision: Precision, divides: bool) -> None:
+        self.precision, self.divides = precision, divides
 
     def add(self, a: Array, b: Array) -> Array:
         return rounded(super().add(a, b), self.precision)
@@ -55,7 +58,8 @@ class EveryStepIn(Float64):
         return rounded(super().multiply(a, b), self.precision)
 
     def power(self, a: Array, exponent: Fraction) -> Array:
-        return rounded(super().power(a, exponent), self.precision)
+        found = super().power(a, exponent)
+        return found if self.divides and exponent == -1 else rounded(found, self.precision)
 
     def exp(self, a: Array, shifted: int) -> Array:
         return rounded(super().exp(a, shifted), self.precision)
@@ -96,10 +100,18 @@ def sums_in_io(name: str, arguments: Mapping[str, Any], contract: Contract, *, v
     return _around(prepared, prepared.run(SumsInIo(contract.io, each)), name, arguments, contract, vjp)
 
 
-def steps_in_io(name: str, arguments: Mapping[str, Any], contract: Contract, *, vjp: bool) -> Any:
-    """The operation with every step rounded to io, and what the remaining roundings may do to that."""
+def steps_in_io(
+    name: str, arguments: Mapping[str, Any], contract: Contract, *, vjp: bool, divides: bool, declared: bool
+) -> Any:
+    """The operation with every step rounded to io, and what the remaining roundings may do to that.
+
+    `declared`: the steps of the formula as it stands, forward, without a maximum that is subtracted first.
+    """
     prepared = prepare(operation(name), arguments, vjp=vjp)
-    return _around(prepared, prepared.run(EveryStepIn(contract.io)), name, arguments, contract, vjp)
+    run = _with_declared_plan(prepared, name) if declared else prepared
+    with np.errstate(all="ignore"):
+        values = run.run(EveryStepIn(contract.io, divides))
+    return _around(prepared, values, name, arguments, contract, vjp)
 
 
 def edges_in(
@@ -117,15 +129,19 @@ def float32_without_maximum(name: str, arguments: Mapping[str, Any], contract: C
     """
     if vjp:
         raise ValueError("the gradient of a kernel without maximum is not modelled")
-    formula = operation(name)
-    prepared = prepare(formula, arguments)
-    plan = _as_declared(formula, frozenset(set(formula.parameters) - set(prepared.inputs)))
-    raw = Prepared(**{**prepared.__dict__, "plan": plan})
+    prepared = prepare(operation(name), arguments)
+    raw = _with_declared_plan(prepared, name)
     domain = Float32() if contract.acc.name == "fp32" else Float64()
     values = {key: np.asarray(value, np.float64) for key, value in raw.run(domain).items()}
     if all(np.isfinite(value).all() for value in values.values()):
         raise ValueError("nothing over- or underflows here")
     return _around(prepared, values, name, arguments, contract, vjp)
+
+
+def _with_declared_plan(prepared: Prepared, name: str) -> Prepared:
+    formula = operation(name)
+    plan = _as_declared(formula, frozenset(set(formula.parameters) - set(prepared.inputs)))
+    return Prepared(**{**prepared.__dict__, "plan": plan})
 
 
 @cache

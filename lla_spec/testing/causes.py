@@ -5,6 +5,7 @@ explaining.py says which of them gives the output of a kernel.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -231,10 +232,13 @@ def _rounding_knobs(formula: Formula, found: Judgement, arguments: Arguments, co
                 f"sums {words.format(contract.io.name)}",
                 lambda each=each: _as_truth(sums_in_io(formula.name, given, contract, vjp=vjp, each=each)),
             )
-        yield Knob(
-            f"{EVERY_STEP} {contract.io.name}",
-            lambda: _as_truth(steps_in_io(formula.name, given, contract, vjp=vjp)),
-        )
+        for divides, declared in itertools.product((True, False), (False,) if vjp else (False, True)):
+            yield Knob(
+                f"{EVERY_STEP} {contract.io.name}",
+                lambda divides=divides, declared=declared: _as_truth(
+                    steps_in_io(formula.name, given, contract, vjp=vjp, divides=divides, declared=declared)
+                ),
+            )
     else:
         yield from _low_precision_knobs(formula, given, contract, vjp)
     yield Knob(

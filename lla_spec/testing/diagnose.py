@@ -119,19 +119,19 @@ def texts(
     """
     groups: dict[tuple[str, str], list[Result]] = {}
     homes: dict[
-        str, list[Result]
-    ] = {}  # the group in which a failing call is told, by "operation:definition" or ":vjp"
+        tuple[str, str], list[Result]
+    ] = {}  # where a failing call is told: by "attention:vjp" and dtype, or any
     seen: dict[int, Judgement] = {}  # by row of a group: the case that its text begins from
     for result in sorted(_failing(results), key=lambda r: r.row.law not in ("definition", "vjp")):
-        home = homes.get(result.failing.called or _follows(session, result, results))
-        if home is not None:  # it fails in a call which is told already
-            home.append(result)
-            continue
-        found = explain(session, result, looking)
-        group = groups.setdefault((result.row.op, _cause_key(result)), [])
+        dtype, call = result.row.dtype, result.failing.called or _follows(session, result, results)
+        group = homes.get((call, dtype), homes.get((call, "")))
+        if group is None:
+            found = explain(session, result, looking)
+            group = groups.setdefault((result.row.op, _cause_key(result)), [])
+            seen.setdefault(id(group), found)
         group.append(result)
-        seen.setdefault(id(group), found)
-        homes.setdefault(result.failing.called or f"{result.row.op}:{result.row.law}", group)
+        for own in (dtype, ""):  # what fails in this call, or in that which the row checks, is told here
+            homes.setdefault((result.failing.called or f"{result.row.op}:{result.row.law}", own), group)
     return [_text(session, group, seen[id(group)], target_name, seconds) for group in groups.values()]
 
 

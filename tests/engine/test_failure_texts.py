@@ -219,10 +219,10 @@ def test_no_text_is_longer_than_a_screen_whatever_is_said():
         assert any(line.startswith(f"  {label:<10}") for line in lines), label
 
 
-def told_of(functions):
+def told_of(functions, dtypes=("fp32",), laws=("definition", "vjp")):
     """The texts of an operation's definition and gradient."""
-    target = load({**functions, "LLA_TARGET": {"dtypes": ["fp32"]}})
-    session = Session(target, Options(("softmax",), ("definition", "vjp"), (), ("cpu",), examples=0))
+    target = load({**functions, "LLA_TARGET": {"dtypes": list(dtypes)}})
+    session = Session(target, Options(("softmax",), laws, (), ("cpu",), examples=0))
     return texts(session, [session.run(row) for row in session.rows()], "kernels.py")
 
 
@@ -233,6 +233,26 @@ def test_the_gradient_that_autograd_makes_of_a_wrong_forward_pass_is_told_with_i
     (text,) = told_of({"softmax": off})
     assert text.startswith("softmax: the softmax runs over the rows") and "  also      vjp fp32" in text
     assert len(told_of({"softmax": off, "softmax_vjp": vjp(off)})) == 2
+
+
+@pytest.mark.parametrize("maximum", [True, False])
+def test_eager_code_in_16_bits_is_one_text_that_says_so(maximum):
+    """Each function of a library rounds its result: of all slips the most frequent. Its laws and gradients follow."""
+
+    def eager(x):
+        e = torch.exp(x - x.amax(-1, keepdim=True) if maximum else x.clamp(-50, 50))
+        return e / e.sum(-1, keepdim=True)
+
+    (text,) = told_of({"softmax": eager}, ["bf16"], ("definition", "vjp", "softmax_gradient", "row_sums"))
+    first, *lines = text.splitlines()
+    assert first.startswith("softmax: every step is rounded to bf16 (bf16, cpu)")
+    assert "  also      row_sums bf16, softmax_gradient bf16, vjp bf16" in map(sorted_rows, lines)
+    assert lines[-1] == "  try       convert the inputs to float32 first, and round the result once"
+
+
+def sorted_rows(line):
+    head, rows = line[:12], line[12:]
+    return head + ", ".join(sorted(rows.split(", ")))
 
 
 def test_a_process_that_ended_is_told_by_the_case_that_it_was_at():
