@@ -168,6 +168,8 @@ class _Reader:
         self.single = not any(self.leads[argument] for argument in with_rows if argument != "grad_output")
         for argument in with_rows:
             lead = self.leads[argument]
+            if not (lead or self.single):
+                raise ArgumentError(f"{self.what}: {argument} has no rows")
             size = 1 if self.single else lead[-1]
             if self.sizes.setdefault(dim, size) != size:
                 raise ArgumentError(f"{self.what}: {argument} has {size} rows, the others {self.sizes[dim]}")

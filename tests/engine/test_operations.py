@@ -291,6 +291,15 @@ def test_a_mean_for_each_matrix_of_rows_is_that_of_the_loop(rows, mean, componen
         np.testing.assert_allclose(found[name], summed_to(value.shape, sums[name]), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("lead", "words"), [((), "grad_output has no rows"), ((3, 4), "grad_output has 4 rows, the others 5")]
+)
+def test_a_cotangent_with_other_rows_is_named(lead, words) -> None:
+    given = {"x": normal(5, 4), "mean": normal(3, 4), "components": normal(2, 4), "grad_output": normal(*lead, 2)}
+    with pytest.raises(ArgumentError, match=words):
+        oracle("pca_transform", given, vjp=True)
+
+
 def summed_to(shape, value):
     """Over the axes that broadcasting added, and those where it repeated."""
     value = value.sum(tuple(range(value.ndim - len(shape))))
