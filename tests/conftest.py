@@ -14,6 +14,7 @@ TOPICS = Path(__file__).parent
 def pytest_collection_finish():
     """torch, sympy and six thousand tests stay to the end: to look for garbage among them took a tenth of the time."""
     gc.set_threshold(100_000, 20, 100)
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
