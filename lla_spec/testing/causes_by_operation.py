@@ -131,10 +131,9 @@ def _tiled(x: object, times: int) -> object:
 
 def _means_over_rows(formula: Formula, arguments: Arguments) -> Iterator[tuple[str, Change]]:
     """The gradient of what all rows share, averaged where it is a sum."""
-    shared, leading = _shared(formula), None
-    for name, (_, parameter) in torch_parameters(formula).items():
-        if parameter.role and parameter.role.kind == "real" and name not in shared and leading is None:
-            leading = arguments[name]
+    shared = _shared(formula)
+    real = (n for n, (_, p) in torch_parameters(formula).items() if p.role and p.role.kind == "real")
+    leading = next((arguments[name] for name in real if name not in shared), None)
     if not isinstance(leading, Tensor) or leading.dim() < 2 or formula.name == "multi_head_attention":
         return
     for name, parameter in shared.items():
