@@ -16,6 +16,11 @@ os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 25))
 _CAPABILITY = os.environ.get("ATEN_CPU_CAPABILITY", "native")
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/lla-spec-inductor-{_CAPABILITY}")
 
+# Where an image forbids bytecode (PYTHONDONTWRITEBYTECODE), each process that a test starts would compile everything
+# anew, which is a third of its time: they keep it out of the tree, and share it.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", os.path.join(os.path.dirname(__file__), ".pytest_cache", "bytecode"))
+
 pytest_plugins = ["lla_spec.testing.plugin"]
 
 # Doctests are found by importing every module, and these refuse that where what they adapt is absent: a package, or
