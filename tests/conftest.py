@@ -10,10 +10,10 @@ from lla_spec.testing.threads import one_blas_thread
 
 TOPICS = Path(__file__).parent
 
+gc.set_threshold(100_000, 20, 100)  # torch, sympy and six thousand tests stay to the end: collecting took a tenth
+
 
 def pytest_collection_finish():
-    """torch, sympy and six thousand tests stay to the end: to look for garbage among them took a tenth of the time."""
-    gc.set_threshold(100_000, 20, 100)
     gc.freeze()
 
 

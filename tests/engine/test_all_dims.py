@@ -16,7 +16,7 @@ from lla_spec.language import registry
 from lla_spec.proving.all_dims import normal_form, prove, prove_expressions
 from lla_spec.symbols import Max, Sum, define, dims, index, permutation, scalar, tensor
 from lla_spec.tensors import DeclarationError, Kept, Tensor
-from tests.engine.fuzz import Numbers
+from tests.engine.fuzz_numbers import Numbers
 
 n, m, d, r = dims("n m d r")
 i, j, k, a = index("i", n), index("j", m), index("k", d), index("a", r)
