@@ -112,7 +112,7 @@ class Isolated:
                 probe = (end.case.op, end.case.dtype, end.case.device, end.case.law)
                 self.job = replace(self.job, untried=(*self.job.untried, probe))
             finally:
-                worker.kill()
+                worker.end()
 
     @property
     def name(self) -> str:
@@ -148,7 +148,7 @@ class Isolated:
                     if result.verdict == "fail" and result.row.op == end.case.op:
                         vars(result).update(vars(_as_found(result, end)))
             finally:
-                worker.kill()
+                worker.end()
 
     def pinned(self, known: Known) -> tuple[list[Pinned], list[str]]:
         """One worker for each entry: a case that ends its process says so, and the others are replayed all the same."""
@@ -181,7 +181,7 @@ class Isolated:
         try:
             return worker.ask(kind, content)
         finally:
-            worker.kill()
+            worker.end()
 
     def interrupt(self) -> None:
         """Nothing to do: workers end with the iterator of results."""

@@ -31,6 +31,7 @@ WORTH_IT = 60  # rows: fewer are done before a second process has imported torch
 LOADING_S = 120.0  # for importing a target
 GRACE_S = 5.0  # beyond a call's limit: the alarm inside the process comes first, where it can
 TICK_S = 0.5
+PARTING_S = 2.0  # for a worker that nothing more is asked of, to put away what the target has opened
 
 
 @cache
@@ -126,6 +127,12 @@ class Worker:
             wait([self.connection], TICK_S)
         return answer
 
+    def end(self) -> None:
+        """Let it go by itself, so that semaphores and the like are given back; one that stays is killed."""
+        self.connection.close()
+        self.process.join(PARTING_S)
+        self.kill()
+
     def kill(self) -> None:
         self.process.kill()
         self.process.join()
@@ -155,7 +162,7 @@ def run_on(job: Job, rows: Sequence[Row], jobs: int) -> Iterator[Result]:
                     yield result
     finally:
         for lane in lanes:
-            lane.worker.kill()
+            lane.worker.kill() if lane.pending else lane.worker.end()
 
 
 class _Lane:

@@ -87,6 +87,27 @@ def attention_online(
     return out / torch.where(total > 0, total, 1)
 
 
+def attention_in_two_passes(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    is_causal: bool = False,
+    *,
+    block: int = 8,
+) -> Tensor:
+    """The maximum and the sum over blocks of keys, then the weights (Milakov & Gimelshein 2018, algorithm 3)."""
+    s = scores(q, k, mask, scale, is_causal)
+    peak, total = torch.full_like(s[..., :1], -math.inf), torch.zeros_like(s[..., :1])
+    for part in s.split(block, -1):
+        higher = torch.maximum(peak, part.detach().amax(-1, keepdim=True))
+        shift = finite(higher)
+        total = total * torch.exp(peak - shift) + torch.exp(part - shift).sum(-1, keepdim=True)
+        peak = higher
+    return (torch.exp(s - finite(peak)) / torch.where(total > 0, total, 1)) @ v
+
+
 def casting(compute: Kernel, **fixed: Any) -> Kernel:
     """`compute` in the accumulator, its weights cast to io."""
 

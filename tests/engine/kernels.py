@@ -18,6 +18,7 @@ from torch import Tensor
 from tests.engine.attention_kernels import (
     attention,
     attention_backward,
+    attention_in_two_passes,
     attention_online,
     casting,
     torch_attention,
@@ -48,6 +49,7 @@ from tests.engine.plain_kernels import (
     softmax_by_hand,
     softmax_from_saved,
     softmax_in_turn,
+    softmax_in_two_passes,
     softmax_online,
     wide,
 )
@@ -85,6 +87,7 @@ FORWARD: Mapping[str, Mapping[str, Kernel]] = {
         "exp2": in_io(softmax_by_exp2),
         "online": in_io(softmax_online),
         "online by 16": in_io(partial(softmax_online, block=16)),
+        "two passes": in_io(softmax_in_two_passes),
         "sum in turn": in_io(softmax_in_turn),
     },
     "logsumexp": {
@@ -126,6 +129,7 @@ FORWARD: Mapping[str, Mapping[str, Kernel]] = {
         "scale in k": in_io(partial(attention, fold="k")),
         "online": in_io(partial(attention_online, block=1)),
         "online by 16": in_io(partial(attention_online, block=16)),
+        "two passes": in_io(attention_in_two_passes),
         "cast weights": casting(attention),
         "cast, division last": casting(attention, late=True),
         "cast, online by 4": casting(attention_online, block=4),

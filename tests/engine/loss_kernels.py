@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.engine.plain_kernels import LOG2E, accumulator
+from tests.engine.plain_kernels import LOG2E, accumulator, softmax_in_two_passes
 
 Kernel = Callable[..., Any]
 IGNORE = -100
@@ -239,15 +239,6 @@ def probabilities(
     return (torch.softmax(z, -1) if by is None else by(z)).to(h.dtype)
 
 
-def softmax_in_blocks(z: Tensor, block: int = 8) -> Tensor:
-    peak, total = torch.full_like(z[..., :1], -math.inf), torch.zeros_like(z[..., :1])
-    for part in z.split(block, -1):
-        higher = torch.maximum(peak, part.detach().amax(-1, keepdim=True))
-        total = total * torch.exp(peak - higher) + torch.exp(part - higher).sum(-1, keepdim=True)
-        peak = higher
-    return torch.exp(z - peak) / total
-
-
 def probabilities_in_double(h: Tensor, w_out: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.softmax(F.linear(h.double(), w_out.double(), wide(bias, True)), -1).to(h.dtype)
 
@@ -350,8 +341,8 @@ FORWARD: Mapping[str, Mapping[str, Kernel]] = {
     "output_softmax": {
         "plain": probabilities,
         "logits in io": partial(probabilities, cast=True),
-        "in blocks": partial(probabilities, by=softmax_in_blocks),
-        "logits in io, in blocks": partial(probabilities, cast=True, by=softmax_in_blocks),
+        "in blocks": partial(probabilities, by=softmax_in_two_passes),
+        "logits in io, in blocks": partial(probabilities, cast=True, by=softmax_in_two_passes),
         "float64": probabilities_in_double,
     },
     **{name: _losses(reduction) for name, reduction in REDUCTIONS.items()},
@@ -378,7 +369,7 @@ BACKWARD: Mapping[str, Mapping[str, Kernel]] = {
     },
     "output_softmax": {
         "plain": differentiated(probabilities),
-        "in blocks": differentiated(partial(probabilities, by=softmax_in_blocks)),
+        "in blocks": differentiated(partial(probabilities, by=softmax_in_two_passes)),
         "float64": differentiated(probabilities_in_double),
     },
     **{name: _loss_gradients(reduction) for name, reduction in REDUCTIONS.items()},

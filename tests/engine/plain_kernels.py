@@ -141,6 +141,16 @@ def softmax_online(x: Tensor, block: int = 1) -> Tensor:
     return weights / total
 
 
+def softmax_in_two_passes(x: Tensor, block: int = 8) -> Tensor:
+    """The maximum and the sum over blocks, then exp(x - m)/s. Autograd does not see the maxima: they are a gauge."""
+    peak, total = torch.full_like(x[..., :1], -math.inf), torch.zeros_like(x[..., :1])
+    for part in x.split(block, -1):
+        higher = torch.maximum(peak, part.detach().amax(-1, keepdim=True))
+        total = total * torch.exp(peak - higher) + torch.exp(part - higher).sum(-1, keepdim=True)
+        peak = higher
+    return torch.exp(x - peak) / total
+
+
 def logsumexp_by_hand(x: Tensor) -> Tensor:
     peak = x.amax(-1, keepdim=True)
     return torch.exp(x - peak).sum(-1).log() + peak[..., 0]

@@ -25,6 +25,7 @@ from lla_spec.testing.drawing import draw
 from lla_spec.testing.inputs import build
 from lla_spec.testing.judge import worst_entry
 from lla_spec.testing.strategies import cases
+from tests.engine import kernels as plain
 from tests.engine.campaign import Arguments, Kernel, RowName, Topic, judged, judged_on, main, on_one_thread, suite_truth
 from tests.engine.loss_kernels import BACKWARD, FORWARD, SLOW, differentiated, gathered, head_loss, losses_by_logsumexp
 
@@ -160,3 +161,33 @@ def test_logits_may_be_rounded_on_the_edge_and_no_further() -> None:
 
 if __name__ == "__main__":
     raise SystemExit(main([TOPIC]))
+
+
+def test_what_underflows_before_the_cotangent_comes_is_multiplied_by_it() -> None:
+    """dz, of fp16's smallest numbers, is rounded on its edge and then multiplied by G/N = 500."""
+    logits = torch.tensor([[0.0, -15.3, -16.1], [-15.9, 0.0, -16.7]], dtype=torch.float16)
+    arguments = {
+        "h": torch.eye(2, dtype=torch.float16), "w_out": logits.mT.contiguous(), "targets": torch.tensor([0, 1]),
+        "grad_output": torch.tensor(1000.0, dtype=torch.float16),
+    }  # fmt: skip
+    for name, kernel in BACKWARD["linear_cross_entropy"].items():
+        assert _ratio("linear_cross_entropy", arguments, kernel(**arguments), "fp16") <= 1, name
+
+
+RISING = [torch.linspace(-87.1, 0.7, n) for n in (9, 17, 33)]
+
+
+@pytest.mark.parametrize("x", RISING, ids=len)
+def test_a_gradient_through_two_exponentials_of_one_logit_stays_within_the_bound(x: Tensor) -> None:
+    """g is the same for all, so p(g - t) is 0 but for rounding; two passes sum one exponential and divide another."""
+    g = torch.full_like(x, 0.3)
+    of_head = {"h": torch.ones(1, 1), "w_out": x[:, None], "grad_output": g[None]}
+    assert _ratio("output_softmax", of_head, BACKWARD["output_softmax"]["in blocks"](**of_head), "fp32") <= 1
+    for name, kernel in plain.kernels_of("softmax", "vjp", "strict").items():
+        (found,) = kernel(x, grad_output=g)
+        assert _ratio("softmax", {"x": x, "grad_output": g}, {"x": found}, "fp32") <= 1, name
+    given = {"q": torch.ones(1, 1), "k": x[:, None], "v": torch.ones(len(x), 1)}
+    for name, kernel in plain.kernels_of("attention", "vjp", "strict").items():
+        found = kernel(*given.values(), grad_output=g[:1, None])
+        arguments = {**given, "grad_output": g[:1, None]}
+        assert _ratio("attention", arguments, dict(zip(given, found, strict=True)), "fp32") <= 1, name

@@ -125,6 +125,36 @@ def test_an_import_that_ends_the_process_is_one_line(written):
         target.rows()
 
 
+KEEPS = """
+import multiprocessing.util, pathlib, time
+LLA_TARGET = {"dtypes": ["fp32"]}
+HERE = pathlib.Path(__file__)
+
+def put_away():
+    HERE.with_name("away").touch()
+    time.sleep({stays})
+
+multiprocessing.util.Finalize(None, put_away, exitpriority=1)  # as semaphores and pools are given back
+
+def matmul(a, b):
+    return a @ b
+"""
+
+
+@pytest.mark.parametrize("stays", [0, 600])
+def test_a_worker_puts_away_what_the_target_has_opened_and_one_that_stays_is_killed(
+    written, tmp_path, monkeypatch, stays
+):
+    monkeypatch.setattr(workers, "PARTING_S", 2.0 if not stays else 0.5)
+    written("keeps.py", KEEPS.replace("{stays}", str(stays)))
+    target = Isolated(Job("keeps.py", None, Options(laws=("definition",), ops=("matmul",), examples=1)), 1)
+    rows = target.rows()
+    assert (tmp_path / "away").exists()
+    (tmp_path / "away").unlink()
+    assert [result.verdict for result in target.results(rows)] == ["pass"]
+    assert (tmp_path / "away").exists()
+
+
 def test_two_processes_find_what_one_finds():
     options = {"ops": ("softmax", "log_softmax"), "laws": ("definition", "vjp", "shift"), "examples": 5}
     (_, alone), (_, together) = (run(Here, "torch_native", jobs, **options) for jobs in (1, 2))

@@ -38,6 +38,7 @@ from lla_spec.evaluating.sharp.roundings import (
 from lla_spec.evaluating.sharp.softmax import (
     Weights,
     _through_peak,
+    apart,
     log_sum_exp,
     may_overflow,
     probability_error,
@@ -221,7 +222,8 @@ def _spread(relative: Array, v: Array, value: Array) -> Array:
 
 def attention_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U) -> dict[str, Bounded]:
     """Gradients of q, k, v. A kernel has P from the forward pass or recomputes exp(S - L) from a saved log-sum-exp L;
-    it takes D from the saved, io-rounded output, Σ dO∘O, or from the weights, Σ P∘dP. Each bound covers both.
+    it takes D from the saved, io-rounded output, Σ dO∘O, or from the weights, Σ P∘dP. Each bound covers both, and
+    autograd through two passes, where one exponential is divided and another one summed (softmax_vjp).
 
         dV = Pᵀ dO      dP = dO Vᵀ      dS = P ∘ (dP - D)      dQ = scale · dS K      dK = scale · dSᵀ Q
     """
@@ -311,6 +313,7 @@ def _score_gradient(
     ds = p * (dp - d)
     both = np.abs(dp) + np.abs(d) + e_dp + e_d
     error = e_p * np.abs(dp - d) + (p + e_p) * (e_dp + e_d + model.few(4) * both) + 2 * model.eta
+    error = error + ((p + e_p) * apart(scores.w) + 2 * model.eta) * (np.abs(d) + e_d)  # as in softmax_vjp
     error = _through_peak(error, ds, scores.w.live & (scores.w.d == 0), model)
     scale = abs(scores.scale)
     for _ in range(max(promise.score_casts, int(promise.weight_cast))):

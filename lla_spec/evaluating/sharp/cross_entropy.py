@@ -170,8 +170,9 @@ def linear_cross_entropy_vjp(
     """Gradients of h, w_out and bias; dz may be rounded to io on its edge, scaled or not."""
     model = Roundings(contract, oracle_u)
     rows = _rows_of_hidden(arguments, model)
-    dz, error = _logit_gradient(rows, finite(arguments, "grad_output") / rows.count, model)
-    return through_linear(dz, error, arguments, model)
+    cotangent = finite(arguments, "grad_output") / rows.count
+    dz, error = _logit_gradient(rows, cotangent, model)
+    return through_linear(dz, error, arguments, model, scale=float(np.abs(cotangent)))
 
 
 def _gradient(rows: _Rows, cotangent: Array, model: Roundings) -> dict[str, Bounded]:

@@ -22,7 +22,14 @@ from lla_spec.evaluating.sharp.roundings import (
     finish,
     optional_array,
 )
-from lla_spec.evaluating.sharp.softmax import Weights, _softmax_pullback, _through_peak, probability_error, weights
+from lla_spec.evaluating.sharp.softmax import (
+    Weights,
+    _softmax_pullback,
+    _through_peak,
+    apart,
+    probability_error,
+    weights,
+)
 
 ALONE = ("output_softmax",)
 """The generic rule follows the declaration's steps and knows no cast of the logits: the smaller one may be wrong."""
@@ -49,7 +56,9 @@ def output_softmax_vjp(arguments: Arguments, contract: Contract, *, oracle_u: fl
         saved = contract.cast(w.p, recomputed)
         error = np.maximum(
             _softmax_pullback(w.p, saved, g, t, model),
-            _through_peak(_softmax_pullback(w.p, recomputed, g, t, model), dz, at_peak(w, logit_error), model),
+            _through_peak(
+                _softmax_pullback(w.p, recomputed, g, t, model, apart(w)), dz, at_peak(w, logit_error), model
+            ),
         )
     return through_linear(dz, error, arguments, model)
 
@@ -76,27 +85,30 @@ def output_weights(arguments: Arguments, model: Roundings) -> tuple[Weights, Arr
         return weights(found.value, model, error), error
 
 
-def through_linear(dz: Array, error: Array, arguments: Arguments, model: Roundings) -> dict[str, Bounded]:
+def through_linear(
+    dz: Array, error: Array, arguments: Arguments, model: Roundings, *, scale: float = 0.0
+) -> dict[str, Bounded]:
     """dh, dW and db of logit gradients (..., v) that a kernel has within `error`, and may round to io on their edge.
 
-    The cast is u_o|dz| and not half a spacing, since a kernel may cast before it multiplies by the cotangent.
+    `scale`: |G/N|, by which a kernel may multiply dz, or dh, dW and db after the cast and the products. So the cast is
+    u_o|dz| and not half a spacing, and what underflows in it or in them is multiplied too, if that is more.
     """
-    contract = model.contract
+    contract, more = model.contract, max(scale, 1.0)
     h, weight = finite(arguments, "h"), finite(arguments, "w_out")
     rows = h.reshape(-1, h.shape[-1])
     dz, error = dz.reshape(-1, dz.shape[-1]), error.reshape(-1, dz.shape[-1])
     with np.errstate(all="ignore"):
         reach = np.abs(dz) + error
-        error = error + contract.u_out * reach + contract.eta_out
+        error = error + contract.u_out * reach + more * contract.eta_out
         error = np.where((reach >= contract.io.overflow_threshold) | np.isnan(error), np.inf, error)
-        dh, e_h, _ = model.contraction(dz, weight, error, model.flushed(weight))
-        dw, e_w, _ = model.contraction(dz.T, rows, error.T, model.flushed(rows))
+        dh, e_h, _ = model.contraction(dz, weight, error, model.flushed(weight), underflow=more)
+        dw, e_w, _ = model.contraction(dz.T, rows, error.T, model.flushed(rows), underflow=more)
         found = {
             "h": finish(dh.reshape(h.shape), e_h.reshape(h.shape), contract),
             "w_out": finish(dw, e_w, contract),
         }
         if arguments.get("bias") is not None:
-            db, e_b, _ = model.contraction(np.ones((1, len(dz))), dz, None, error)
+            db, e_b, _ = model.contraction(np.ones((1, len(dz))), dz, None, error, underflow=more)
             found["bias"] = finish(db[0], e_b[0], contract)
     return found
 

@@ -103,14 +103,15 @@ class Roundings:
         *,
         extra: float = 0.0,
         terms: int | None = None,
+        underflow: float = 1.0,
     ) -> tuple[Array, Array, Array]:
         """(ab, error, |a||b|) of a kernel that multiplies matrices within error_a, error_b of a (…, n, K), b (…, K, m).
 
         Let â = a + δa, b̂ = b + δb. Every product passes `operands`, `extra` and the summation, so that
         |ĉ - âb̂| <= ρ|â||b̂| + underflow with ρ = γ_K ∘ operands ∘ extra (Higham, (3.13)), and
         |âb̂ - ab| <= δa|b| + |a|δb + δaδb. Each of the K products and K additions may underflow by η.
-        `terms`: length of the sum where it is longer than K. +inf where a partial sum may overflow, except where all
-        terms have one sign: there the result itself decides.
+        `terms`: length of the sum where it is longer than K. `underflow`: what the underflow is multiplied by later.
+        +inf where a partial sum may overflow, except where all terms have one sign: there the result itself decides.
         """
         length = a.shape[-1] if terms is None else terms
         rho = join(self.gamma(length), self.operands, extra)
@@ -122,7 +123,7 @@ class Roundings:
         if error_b is not None:
             moved = moved + (wide_a if error_a is None else wide_a + error_a) @ error_b
         reach = magnitude + moved
-        error = moved + rho * reach + 2 * length * self.eta * (1 + rho)
+        error = moved + rho * reach + 2 * length * underflow * self.eta * (1 + rho)
         overflow = reach * (1 + rho) >= self.contract.acc.overflow_threshold
         cancels = np.abs(value) < magnitude * (1 - 2.0**-40)
         return value, np.where(overflow & cancels, np.inf, error), magnitude

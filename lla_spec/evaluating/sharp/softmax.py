@@ -52,6 +52,7 @@ class Weights:
     peak: Array  # (..., 1)
     log_sum: Array  # (..., 1), log Σ exp(d)
     x: Array  # bound on |log ŵ/w|
+    own: Array  # what exp, its argument and the rescalings put into x; the logits' own error is the rest
     rises: Array  # r_j, bound on the number of rescalings
     up: Array  # A_j = e^x - 1
     down: Array  # B_j = 1 - e^-x
@@ -72,7 +73,7 @@ def weights(logits: Array, model: Roundings, error: Array | None = None) -> Weig
     total = w.sum(-1, keepdims=True)
     p = w / np.where(total > 0, total, 1.0)
     if error is None:
-        x, peak_error = model.exp_argument * -d, np.zeros_like(peak)
+        own, peak_error = model.exp_argument * -d, np.zeros_like(peak)
         lower = upper = logits
     else:
         lower, upper = logits - error, logits + error
@@ -80,10 +81,11 @@ def weights(logits: Array, model: Roundings, error: Array | None = None) -> Weig
         rise = np.where(live, upper, -np.inf).max(-1, keepdims=True, initial=-np.inf) - peak
         fall = peak - np.where(live, lower, -np.inf).max(-1, keepdims=True, initial=-np.inf)
         peak_error = np.where(live.any(-1, keepdims=True), np.maximum(rise, fall), 0.0)
-        x = error + model.exp_argument * (-d + error + peak_error)
+        own = model.exp_argument * (-d + error + peak_error)
     rises = _rises(lower, upper, live, model.contract)
-    x = x + model.exp_log + rises * (model.exp_log + model.few(1))
-    x = np.where(live, np.where(np.isnan(x), np.inf, x), 0.0)
+    own = own + model.exp_log + rises * (model.exp_log + model.few(1))
+    both = (own if error is None else own + error, own)
+    x, own = (np.where(live, np.where(np.isnan(part), np.inf, part), 0.0) for part in both)
     clipped = np.minimum(x, _WIDEST)
     up, down = np.expm1(clipped), -np.expm1(-clipped)
     # Σŵ(1+θ), |θ| <= γ_{n-1}: log of the weighted means of e^±x (never below -x), then of 1-γ; η for each underflow.
@@ -93,7 +95,7 @@ def weights(logits: Array, model: Roundings, error: Array | None = None) -> Weig
     sum_error = spread + (-np.log1p(-gamma) if gamma < 1 else np.inf) + logits.shape[-1] * model.eta
     sum_error = np.where((x > _WIDEST).any(-1, keepdims=True), np.inf, sum_error)
     log_sum = np.log(np.where(total > 0, total, 1.0))
-    return Weights(live, d, p, peak, log_sum, x, rises, up, down, peak_error, sum_error)
+    return Weights(live, d, p, peak, log_sum, x, own, rises, up, down, peak_error, sum_error)
 
 
 def _rises(lower: Array, upper: Array, live: Array, contract: Contract) -> Array:
@@ -138,6 +140,12 @@ def probability_error(w: Weights, model: Roundings) -> Array:
     moved = interval(w)
     error = moved + theta * (w.p + moved) + model.eta * (2 + n * w.p)
     return np.where(w.live, np.where(may_overflow(w), np.inf, error), 0.0)
+
+
+def apart(w: Weights) -> Array:
+    """|ŵ/ŵ' - 1| of two weights that a kernel computes of one logit: one pass over blocks sums ŵ', a second one divides
+    ŵ by the sum. Logits and shift are the same for both."""
+    return np.expm1(np.minimum(2 * w.own, _WIDEST))
 
 
 def may_overflow(w: Weights) -> Array:
@@ -222,9 +230,11 @@ def softmax_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float = O
 
         e_t = Σ Δp|g| + γ_n Σ (p+Δp)|g|,    e = Δp|g-t| + (p+Δp)(e_t + 4u(|g|+|t|+e_t)),
 
-    4u since a kernel may form p∘g - p∘t, or differentiate e/s, where g/s is rounded first. Autograd through the
-    subtraction of the maximum also adds Σ dx, which is 0 but for rounding, at the maximum: Σ e + γ_n Σ|dx| there, of
-    the recomputing kernel, split among ties.
+    4u since a kernel may form p∘g - p∘t, or differentiate e/s, where g/s is rounded first. Autograd through two passes
+    (the sum over blocks, then exp(x - m)/s) sends g through one exponential and t through the other. It computes
+    p(g - t) + (p - p')t, and (p+Δp) `apart` (|t|+e_t) more: most of the error of a tail where g hardly varies. Autograd
+    through the subtraction of the maximum also adds Σ dx, which is 0 but for rounding, at the maximum: Σ e + γ_n Σ|dx|
+    there, of the recomputing kernel, split among ties.
     """
     x, nan, unjudged = _logits(arguments)
     g = array(arguments, "grad_output")
@@ -236,17 +246,20 @@ def softmax_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float = O
     saved = np.where(w.live, contract.cast(w.p, recomputed), 0.0)
     error = np.maximum(
         _softmax_pullback(w.p, saved, g, t, model),
-        _through_peak(_softmax_pullback(w.p, recomputed, g, t, model), value, w.live & (w.d == 0), model),
+        _through_peak(_softmax_pullback(w.p, recomputed, g, t, model, apart(w)), value, w.live & (w.d == 0), model),
     )
     dead_row = ~w.live.any(-1, keepdims=True)
     return {"x": finish(value, error, contract, exact=~w.live & np.isfinite(g), nan=nan, unjudged=unjudged | dead_row)}
 
 
-def _softmax_pullback(p: Array, dp: Array, g: Array, t: Array, model: Roundings) -> Array:
+def _softmax_pullback(p: Array, dp: Array, g: Array, t: Array, model: Roundings, twice: Array | None = None) -> Array:
+    """`twice`: how far apart the weights may be that g and t are multiplied by, where a kernel computes two."""
     size = np.abs(g)
     gamma = model.gamma(p.shape[-1])
     e_t = (dp * size).sum(-1, keepdims=True) + gamma * ((p + dp) * size).sum(-1, keepdims=True) + _sum_eta(p, model)
-    return dp * np.abs(g - t) + (p + dp) * (e_t + model.few(4) * (size + np.abs(t) + e_t)) + 2 * model.eta * (1 + size)
+    reach = np.abs(t) + e_t
+    error = dp * np.abs(g - t) + (p + dp) * (e_t + model.few(4) * (size + reach)) + 2 * model.eta * (1 + size)
+    return error if twice is None else error + ((p + dp) * twice + 2 * model.eta) * reach
 
 
 def _through_peak(error: Array, value: Array, at_peak: Array, model: Roundings) -> Array:
