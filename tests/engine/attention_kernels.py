@@ -129,6 +129,13 @@ def torch_attention(
     return out.masked_fill(empty, 0)
 
 
+def matmul_in_io(a: Tensor, b: Tensor) -> Tensor:
+    """One product, rounded to io. In bf16 torch's own reads beyond its rows (docs/findings.md, 23), so that what
+    overflows in one comes out in another: the contract is tried, not that."""
+    wide_a, wide_b = wide(a, b)
+    return (wide_a @ wide_b).to(a.dtype)
+
+
 def whiteboard_attention(
     q: Tensor,
     k: Tensor,
@@ -138,7 +145,7 @@ def whiteboard_attention(
     is_causal: bool = False,
     *,
     fold: str = "",
-    product: Kernel = torch.matmul,
+    product: Kernel = matmul_in_io,
 ) -> Tensor:
     """As on a whiteboard: every product and the softmax round to io. The scale may be in "q", or its root in "both"."""
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
@@ -147,8 +154,7 @@ def whiteboard_attention(
     elif fold == "both":
         root = math.sqrt(abs(factor))
         q, k, factor = q * root, k * math.copysign(root, factor), 1.0
-    # torch's bf16 product reads beyond the rows of a view (docs/findings.md, 23): the contract is tried, not that.
-    s, keep = product(q.contiguous(), k.mT) * factor, visible(q, k, mask, is_causal)
+    s, keep = product(q, k.mT) * factor, visible(q, k, mask, is_causal)
     if keep is None:
         return product(torch.softmax(s, -1), v)
     empty = ~keep.any(-1, keepdim=True)

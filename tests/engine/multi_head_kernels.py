@@ -264,6 +264,12 @@ def block_cast(attend: Kernel) -> Kernel:
     return kernel
 
 
+def linear_in_io(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As matmul_in_io: rounded to io once, and no row reads another one."""
+    y = _widened(x) @ _widened(weight).mT
+    return (y if bias is None else y + _widened(bias)).to(x.dtype)
+
+
 def tf32_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     y = matmul_tf32(x.reshape(-1, x.shape[-1]), weight.mT).reshape(*x.shape[:-1], len(weight))
     return y if bias is None else y + bias
@@ -284,11 +290,11 @@ BLOCKS: dict[str, dict[str, Kernel]] = {
         "torch": block_cast(torch_grouped),
     },
     "whiteboard": {
-        "repeated": partial(block, attend=repeated(whiteboard_attention)),
-        "packed rows": partial(block, attend=as_rows(whiteboard_attention), packed=True),
+        "repeated": partial(block, attend=repeated(whiteboard_attention), linear=linear_in_io),
+        "packed rows": partial(block, attend=as_rows(whiteboard_attention), packed=True, linear=linear_in_io),
     },
     "scaled q and k": {
-        "scale in q": partial(block, attend=repeated(partial(whiteboard_attention, fold="q"))),
+        "scale in q": partial(block, attend=repeated(partial(whiteboard_attention, fold="q")), linear=linear_in_io),
         "torch by steps": partial(block, attend=torch_grouped_by_steps),
     },
     "tf32": {
