@@ -162,7 +162,10 @@ def run_on(job: Job, rows: Sequence[Row], jobs: int) -> Iterator[Result]:
                     yield result
     finally:
         for lane in lanes:
-            lane.worker.kill() if lane.pending else lane.worker.end()
+            if lane.pending:
+                lane.worker.kill()
+            else:
+                lane.worker.end()
 
 
 class _Lane:
