@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tests.engine.plain_kernels import LOG2E, Kernel, wide
+from tests.engine.plain_kernels import LOG2E, Kernel, softmax_in_two_passes, wide
 
 
 def scores(
@@ -88,24 +88,9 @@ def attention_online(
 
 
 def attention_in_two_passes(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None = None,
-    scale: float | None = None,
-    is_causal: bool = False,
-    *,
-    block: int = 8,
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None, is_causal: bool = False
 ) -> Tensor:
-    """The maximum and the sum over blocks of keys, then the weights (Milakov & Gimelshein 2018, algorithm 3)."""
-    s = scores(q, k, mask, scale, is_causal)
-    peak, total = torch.full_like(s[..., :1], -math.inf), torch.zeros_like(s[..., :1])
-    for part in s.split(block, -1):
-        higher = torch.maximum(peak, part.detach().amax(-1, keepdim=True))
-        shift = finite(higher)
-        total = total * torch.exp(peak - shift) + torch.exp(part - shift).sum(-1, keepdim=True)
-        peak = higher
-    return (torch.exp(s - finite(peak)) / torch.where(total > 0, total, 1)) @ v
+    return softmax_in_two_passes(scores(q, k, mask, scale, is_causal)) @ v
 
 
 def casting(compute: Kernel, **fixed: Any) -> Kernel:

@@ -8,7 +8,6 @@ edges of a composite; the order of sums; float64 inside.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.engine.plain_kernels import LOG2E, accumulator, softmax_in_two_passes
+from tests.engine.plain_kernels import LOG2E, accumulator, softmax_in_two_passes, sums_in_blocks
 
 Kernel = Callable[..., Any]
 IGNORE = -100
@@ -130,15 +129,8 @@ def losses_by_exp2(z: Tensor, targets: Tensor) -> Tensor:
 
 
 def losses_online(z: Tensor, targets: Tensor, block: int = 8) -> Tensor:
-    """One pass over blocks of the vocabulary, rescaled where the maximum rises. Autograd does not see the maxima: they
-    are a gauge (softmax.safe), and what it sent through each of them would be 0 but for rounding."""
-    peak, total = torch.full_like(z[..., :1], -math.inf), torch.zeros_like(z[..., :1])
-    for part in z.split(block, -1):
-        higher = torch.maximum(peak, part.detach().amax(-1, keepdim=True))
-        alive = higher > -math.inf
-        shift = torch.where(alive, higher, 0.0)
-        total = total * torch.exp(peak - shift) + torch.exp(part - shift).sum(-1, keepdim=True)
-        peak = higher
+    """One pass over blocks of the vocabulary, rescaled where the maximum rises."""
+    peak, total = sums_in_blocks(z, block)
     return (peak + total.log() - z.gather(-1, targets[..., None]))[..., 0]
 
 

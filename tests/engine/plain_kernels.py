@@ -141,14 +141,22 @@ def softmax_online(x: Tensor, block: int = 1) -> Tensor:
     return weights / total
 
 
-def softmax_in_two_passes(x: Tensor, block: int = 8) -> Tensor:
-    """The maximum and the sum over blocks, then exp(x - m)/s. Autograd does not see the maxima: they are a gauge."""
+def sums_in_blocks(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """(maximum, Σ exp(x - maximum)) over blocks, (..., 1); the maximum is 0, the sum too, where all is -inf. Autograd
+    does not see the maxima: they are a gauge (softmax.safe), and what they would receive is 0 but for rounding."""
     peak, total = torch.full_like(x[..., :1], -math.inf), torch.zeros_like(x[..., :1])
     for part in x.split(block, -1):
         higher = torch.maximum(peak, part.detach().amax(-1, keepdim=True))
-        total = total * torch.exp(peak - higher) + torch.exp(part - higher).sum(-1, keepdim=True)
+        shift = torch.where(higher > -math.inf, higher, 0.0)
+        total = total * torch.exp(peak - shift) + torch.exp(part - shift).sum(-1, keepdim=True)
         peak = higher
-    return torch.exp(x - peak) / total
+    return torch.where(peak > -math.inf, peak, 0.0), total
+
+
+def softmax_in_two_passes(x: Tensor, block: int = 8) -> Tensor:
+    """The maximum and the sum, then the weights (Milakov & Gimelshein 2018, algorithm 3); zeros where all is -inf."""
+    peak, total = sums_in_blocks(x, block)
+    return torch.exp(x - peak) / torch.where(total > 0, total, 1.0)
 
 
 def logsumexp_by_hand(x: Tensor) -> Tensor:
