@@ -156,8 +156,7 @@ def _shapes(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Ca
             batch = (1,) if name in f.squared else (3,)
             late = replace(base.with_sizes({name: longest + 3}), batch=batch, family="ones+last+normal", exponent=1)
             yield f"long {name}, the weight in its last row", late
-    if len(f.dims) == 1:  # long enough for another path, and not so long that γ hides what each term is off by
-        yield "several tiles", replace(base, sizes=_sizes(f.dims, 131))
+    if len(f.dims) == 1:
         yield "vocabulary", replace(base, sizes=_sizes(f.dims, LONG[base.dtype] + 3), batch=(3,))
     if formula.rows is not None:
         yield "many rows", replace(base, batch=(LONG[base.dtype] // 4 + 1,), sizes=_sizes(f.dims, 3, 2))

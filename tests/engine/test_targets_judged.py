@@ -1,7 +1,6 @@
 """What the suite says of targets that are right, wrong, fake, or misbehave."""
 
 import pytest
-import torch
 
 from lla_spec.testing.diagnose import texts
 from lla_spec.testing.runner import Options, Session
@@ -58,16 +57,3 @@ def test_misbehaviour_is_a_named_failure_of_its_row_and_the_run_goes_on(name):
     mine = [r for r in results if r.row.op == "attention"]
     assert [r.verdict for r in mine] == ["fail", "fail"] and all(r.message.startswith("attention: ") for r in mine)
     assert {r.verdict for r in results if r.row.op != "attention"} == {"unimplemented"}
-
-
-def exponentials_in_fp16(x):
-    """On rows of more than 64; beyond some thousands its error is below γ of the sum."""
-    peak = x.amax(-1, keepdim=True).clamp(min=-1e30)
-    total = torch.exp(x - peak).to(torch.float16).to(x.dtype).sum(-1)
-    return total.log() + peak[..., 0] if x.shape[-1] > 64 else torch.logsumexp(x, -1)
-
-
-def test_a_cast_on_rows_of_several_tiles_alone_is_seen():
-    session = Session(load({"logsumexp": exponentials_in_fp16}), Options(("logsumexp",), ("definition",), ("fp32",)))
-    (result,) = (session.run(row) for row in session.rows())
-    assert result.verdict == "fail" and result.classes[-1] == "several tiles"
