@@ -1,7 +1,7 @@
 """Mistakes that belong to one operation, as outputs: the declared formula with one step changed, in float64.
 
 `changes(...)` gives (words, outputs with their bounds) for causes.py. A changed output has the right one's bound, cast
-anew, so that one cause is told from another by its value alone.
+anew, so that one cause is told from another by its value alone; one that sums right outputs has the bound of that sum.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def changes(formula: Formula, arguments: Arguments, contract: Contract, *, vjp: 
         yield words, lambda replaced=replaced: changed(**replaced)
     if not vjp:
         return
-    for words, change in (*_means_over_rows(formula, arguments), *_sums_over_matrices(formula, arguments)):
+    for words, change in _means_over_rows(formula, arguments):
         yield words, lambda change=change: truth(change)
+    yield from _sums_over_matrices(formula, arguments, contract)
     if "targets" in arguments and "logits" in arguments:
         yield "positions without a target get P, not 0", lambda: _probability_on_padding(formula, arguments, contract)
     if formula.name == "grouped_query_attention":
@@ -144,19 +145,27 @@ def _means_over_rows(formula: Formula, arguments: Arguments) -> Iterator[tuple[s
                 yield f"the gradient of {name} is averaged over the rows, not summed", _divided(rows, name)
 
 
-def _sums_over_matrices(formula: Formula, arguments: Arguments) -> Iterator[tuple[str, Change]]:
+def _sums_over_matrices(formula: Formula, arguments: Arguments, contract: Contract) -> Iterator[Named]:
     """The gradient of what each matrix of rows has of its own, summed as if all of them shared it."""
 
-    def summed(name: str, lead: int) -> Change:
-        over = tuple(range(lead))
-        return lambda a, right: {
-            name: np.broadcast_to(right[name].value.sum(over, keepdims=True), right[name].value.shape)
-        }
+    def summed(name: str, lead: int) -> Truth:
+        right = truth_of(formula, arguments, contract, vjp=True)
+        return {**right, name: _added(right[name], tuple(range(lead)), contract)}
 
     for name, parameter in _shared(formula).items():
         value = arguments.get(name)
         if isinstance(value, Tensor) and math.prod(_lead_of(value, parameter)) > 1:
-            yield f"the gradient of {name} is summed over the matrices", summed(name, len(_lead_of(value, parameter)))
+            lead = len(_lead_of(value, parameter))
+            yield f"the gradient of {name} is summed over the matrices", lambda name=name, lead=lead: summed(name, lead)
+
+
+def _added(right: Bounded, over: tuple[int, ...], contract: Contract) -> Bounded:
+    """The sum over some axes in each place of them: its terms' errors and its own, cast anew."""
+    value, error = right.value.sum(over, keepdims=True), right.pre_cast_error.sum(over, keepdims=True)
+    terms = right.value.size // max(value.size, 1)
+    error = error + contract.gamma(terms) * (np.abs(right.value).sum(over, keepdims=True) + error)
+    value, error = (np.broadcast_to(x, right.value.shape) for x in (value, error))
+    return Bounded(value, contract.cast(value, error))
 
 
 def _shared(formula: Formula) -> dict[str, spec.Tensor]:

@@ -11,8 +11,8 @@ from lla_spec.evaluating.contracts import contract
 from lla_spec.interface import signature
 from lla_spec.language import Formula, registry
 from lla_spec.testing.cases import DTYPES
-from lla_spec.testing.covering import features
 from lla_spec.testing.errors import TargetError
+from lla_spec.testing.features import features
 from lla_spec.testing.layouts import LAYOUTS
 from lla_spec.testing.support import ANYTHING, REFUSABLE, Support
 

@@ -6,93 +6,22 @@ missing maximum, dense inputs hide a wrong stride. Random cases (strategies.py) 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 
-import sympy as sp
-
-from lla_spec.interface import is_per_matrix
 from lla_spec.language import Formula, Law
-from lla_spec.substituting import expand
-from lla_spec.tensors import Dim, Index, definitions
 from lla_spec.testing.cases import Case
-from lla_spec.testing.inputs import MASKS, hidden_arguments
+from lla_spec.testing.features import SCALARS, Features, features, few_heads
+from lla_spec.testing.inputs import MASKS
 
 LARGEST = {"fp64": 10, "fp32": 120, "bf16": 7, "fp16": 7}  # exponents of 2 that keep a product of two finite
 SMALLEST = {"fp64": -1020, "fp32": -124, "bf16": -124, "fp16": -13}
 LONG = {"fp64": 384, "fp32": 4096, "bf16": 4096, "fp16": 1024}  # balls judge fp64; torch's CPU fp16 products are slow
-SCALARS = (0.5, -0.25, 3.0, 0.0)  # of a score's scale: of any sign, and 0, which `scale or default` takes for None
-POSITIVE_SCALARS = (2.0**-40, 0.001, 1.0)  # of an ε that keeps a root away from 0
 LONG_SQUARED = 256
 BALL_BUDGET = 2**13  # the product of the sizes of an operation on heads in fp64, whose every step is in balls
+SEVERAL_TILES = 131  # where a kernel takes another path than for one tile, and γ does not hide what each term is off by
 STAGNATION = 2**9 + 8  # a bf16 accumulator stops at 256 = 2^8 when ones are added
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the covering list needs to know of a formula, read off its declaration."""
-
-    dims: tuple[str, ...]  # the sizes of a case: every dimension but the rows'
-    summed: tuple[str, ...]  # those that a sum runs over
-    exponential: bool
-    mask: bool
-    masked: tuple[str, ...]  # the axes along which the mask hides
-    causal: tuple[str, str] | None  # the (query, key) dimensions
-    squared: tuple[str, ...]  # a dimension that looks at itself: arrays grow with its square
-    scalars: dict[str, tuple[float, ...]]  # the values to try, by name
-    optional: tuple[str, ...]  # tensors that may be left out, other than masks
-    index: bool  # a choice of a class among the last dimension of some tensor
-    ignored: bool  # a class may be left out
-    heads: tuple[str, ...]  # the dimensions that count heads: they stay small
-    hides: bool  # the mask can hide entries of an argument
-    each: tuple[str, ...]  # what all rows may share, and each matrix of them may have of its own
-    matrices: bool
-    arguments: int
-
-
-@cache
-def features(formula: Formula) -> Features:
-    own = list(formula.parameters.values())
-    rows = formula.rows.dim if formula.rows is not None else None
-    found: dict[Dim, None] = {}
-    for parameter in own:
-        if parameter.role is not None and parameter.role.argument:
-            found.update((axis.dim, None) for axis in parameter.axes if axis.dim != rows)
-    entry = expand(formula.result.entry)
-    summed = {limit.dim for total in entry.atoms(sp.Sum) for limit in _bound(total)}
-    masks = [p for p in own if p.role and p.role.kind == "mask" and p.role.argument]
-    causal = next(((p.axes[-2].dim.name, p.axes[-1].dim.name) for p in masks if p.role and p.role.causal), None)
-    return Features(
-        dims=tuple(dim.name for dim in found),
-        summed=tuple(dim.name for dim in found if dim in summed),
-        exponential=any(t.body is not None and t.body.has(sp.exp) for t in definitions(formula.result)),
-        mask=bool(masks),
-        masked=tuple(p.axes[-1].dim.name for p in masks),
-        causal=causal,
-        squared=tuple({a.dim.name for p in masks for a, b in itertools.pairwise(p.axes) if a.dim == b.dim}),
-        scalars={
-            p.role.argument: POSITIVE_SCALARS if p.positive else SCALARS
-            for p in own if p.role and p.role.kind == "scalar" and p.role.argument
-        },
-        optional=tuple(
-            p.role.argument for p in own
-            if p.role and p.role.kind == "real" and p.role.default is not None and p.role.argument
-        ),
-        index=any(p.role is not None and p.role.kind == "index" for p in own),
-        ignored=any(p.role is not None and bool(p.role.ignored) for p in own),
-        heads=tuple(axis.dim.name for axis in sum(formula.counts.values(), ()) or formula.merge),
-        hides=bool(masks) and bool(hidden_arguments(formula)),
-        each=tuple(p.role.argument for p in own if p.role and is_per_matrix(formula, p)),
-        matrices=any(len(p.axes) - (rows in p.shape) >= 2 for p in own),
-        arguments=sum(1 for p in own if p.role and p.role.kind == "real" and p.role.argument),
-    )  # fmt: skip
-
-
-def _bound(total: sp.Sum) -> list[Index]:
-    return [limit[0] for limit in total.limits if isinstance(limit[0], Index)]
 
 
 def _sizes(names: tuple[str, ...], *values: int) -> tuple[tuple[str, int], ...]:
@@ -128,9 +57,10 @@ def _bounded(f: Features, case: Case) -> Case:
     return case
 
 
-def few_heads(size: int) -> int:
-    """1 of 1, else 2, 3 or 4."""
-    return 1 if size == 1 else 2 + size % 3
+def _small(f: Features, base: Case) -> Case:
+    """On heads two of everything, so that one size may be large within BALL_BUDGET; else as it is."""
+    twos = tuple((name, 3 if name in f.heads else 2) for name in f.dims)  # few_heads makes 2 of 3
+    return replace(base, sizes=twos) if f.heads else base
 
 
 def _shapes(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Case]]:
@@ -148,6 +78,8 @@ def _shapes(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Ca
     yield "primes", replace(base, sizes=_sizes(f.dims, 13, 37, 19, 23))
     for name in f.dims:
         yield f"{name} = 1", base.with_sizes({name: 1})
+        if (name in f.summed or len(f.dims) == 1) and name not in (*f.squared, *f.heads):
+            yield f"{name} of several tiles", _small(f, base).with_sizes({name: SEVERAL_TILES})
         if name not in f.summed or len(f.dims) == 1:
             continue
         longest = LONG[base.dtype] if name not in f.squared else LONG_SQUARED
@@ -164,13 +96,14 @@ def _shapes(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Ca
         query, key = f.causal
         yield "fewer queries than keys", base.with_sizes({query: 3, key: 11})
         yield "more queries than keys", base.with_sizes({query: 11, key: 3})
-        yield "several tiles", replace(base.with_sizes({query: 70, key: 131}), batch=(1,))
+        yield "several tiles", replace(base.with_sizes({query: 70, key: SEVERAL_TILES}), batch=(1,))
 
 
 def _values(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     wide = replace(base, sizes=_sizes(f.dims, 9, 21, 17, 11))
     for family in ("heavy", "spike", "positive", "offset", "cancel", "ties", "pow2", "ints", "zeros", "equal_rows"):
         yield family, replace(wide, family=family)
+    yield "far from zero", replace(wide, family="far")
     if f.arguments > 1:
         yield "constant against normal", replace(wide, family="ones+normal+offset")
         yield "normal against constant", replace(wide, family="normal+normal+ones")
@@ -233,7 +166,7 @@ def _masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
         yield "causal, n < m", square.with_sizes({query: 5, key: 12})
         yield "causal, n > m (empty rows)", square.with_sizes({query: 12, key: 5})
         yield "causal, one query", square.with_sizes({query: 1, key: 7})
-        yield "causal, several tiles", replace(square.with_sizes({query: 70, key: 131}), batch=(1,))
+        yield "causal, several tiles", replace(square.with_sizes({query: 70, key: SEVERAL_TILES}), batch=(1,))
         yield "causal, several tiles, n > m", replace(square.with_sizes({query: 150, key: 70}), batch=(1,))
         if f.scalars:
             even = dict.fromkeys(f.dims, 16) | {query: 150, key: 150}  # d = e and four axes: what fused kernels ask for
@@ -271,6 +204,9 @@ def _indices(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     yield "the first and the last class", replace(wide, index="ends")
     yield "one class for all", replace(wide, index="same")
     yield "one class a thousand times", replace(wide, index="same", family="ones", batch=(LONG[base.dtype] // 4 + 1,))
+    if f.exponential:  # of a loss near 0 there is little left if a sum near 1 was rounded
+        likely = "confident" if f.arguments == 1 else "ones+last+zeros"
+        yield "the class that all but the whole weight is on", replace(wide, index="same", family=likely)
     if f.ignored:
         yield "ignored classes", replace(wide, index="ignored", batch=(3, 7))
         yield "a class of its own ignored", replace(wide, index="ignored_class", batch=(17,))

@@ -21,25 +21,53 @@ from lla_spec.testing.targets import operation_formula
 from lla_spec.testing.verdicts import Result
 
 WIDE = 3  # the least size at which a mean, a transpose and a diagonal are no longer the same
+PLAIN = 16.0  # × the bound: what is further off than that is not a rounding which other inputs would show better
 DRAWS, ENOUGH = 6, 3  # other draws that are looked at, and how many failing ones are asked for their cause
 
 
 def explain(session: Session, result: Result, seconds: float = 2.0) -> Judgement:
     """Fill in `cause` and `meets` of a failing row; the judgement in which the cause was seen.
 
-    A small case has fewer roundings in the way: one is looked for, in `seconds`, where the failing case shows no cause.
+    Where the failing case shows none it is looked for in a small one, which has fewer roundings in the way, and then in
+    the one that is furthest off: `seconds` for each.
     """
     found: Judgement = result.failing
     result.cause = _confirmed(session, result, found, seconds)
-    vague = not result.cause or result.cause.startswith(EVERY_STEP)
-    if vague and found.kind in RATIO_KINDS and found.case.law in ("definition", "vjp"):
-        small = shrunk(session, result, seconds, any_cause=True)
-        narrower = _confirmed(session, result, small, seconds) if small.kind == found.kind else ""
-        if narrower:
-            found, result.cause = small, narrower.replace("the output", small.case.short())
+    if found.kind in RATIO_KINDS and found.case.law in ("definition", "vjp"):
+        for other in (_small, _furthest_off):
+            if result.cause and not result.cause.startswith(EVERY_STEP):
+                break
+            seen = other(session, result, seconds)
+            if seen is None:
+                continue
+            if narrower := _confirmed(session, result, seen, seconds):
+                found, result.cause = seen, narrower.replace("the output", seen.case.short())
     if found.kind in ("bound", "tight"):
         result.meets = met_contract(session, result)
     return found
+
+
+def _small(session: Session, result: Result, seconds: float) -> Judgement | None:
+    small = shrunk(session, result, seconds, any_cause=True)
+    return small if small.kind == result.kind else None
+
+
+def _furthest_off(session: Session, result: Result, seconds: float) -> Judgement | None:
+    """The row's case with the largest ratio, of those that fail in the same way; None if the first was plain enough.
+
+    What one input class shows by chance another shows plainly: a sum that was rounded, in a loss that is nearly 0.
+    """
+    end, worst = time.monotonic() + seconds, result.failing
+    if worst.ratio > PLAIN:
+        return None
+    judging = session.judging(result.row, session.contract(result.row))
+    for _, case in session.cases(result.row):
+        found = judging(case)
+        if found.kind == result.kind and found.ratio > worst.ratio:
+            worst = found
+        if time.monotonic() > end:
+            break
+    return worst if worst is not result.failing else None
 
 
 def _confirmed(session: Session, result: Result, found: Judgement, seconds: float) -> str:

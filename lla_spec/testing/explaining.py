@@ -1,7 +1,7 @@
 """Which cause explains a wrong output: the knob of causes.py whose changed formula reproduces it.
 
-A cause is named only if the changed formula reproduces the output within its own bound and the formula itself does not;
-diagnose.py asks the same of other draws, so that none is named by chance.
+A cause is named only if the changed formula reproduces the output within its own bound (NEARLY says how closely) and
+the formula itself does not; diagnose.py asks the same of other draws, so that none is named by chance.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from lla_spec.testing.causes import knobs
 from lla_spec.testing.inputs import build
 from lla_spec.testing.judge import Judgement
 from lla_spec.testing.truth import Truth, as_numpy, truth_of
+
+NEARLY, SHARE = 8.0, 1e-3
+"""A changed formula has the bound of the right one, which knows nothing of the steps that the change adds: it may be
+exceeded up to NEARLY times where no more than this SHARE of the error is left."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ def causes(formula: Formula, found: Judgement, contract: Contract, only: str = "
     """
     for words, truth in _turned(formula, found, contract, only):
         ratio = _ratio(found, truth, contract)
-        if ratio is not None and ratio <= 1:
+        if ratio is not None and ratio <= max(1.0, min(NEARLY, SHARE * found.ratio)):
             yield Cause(words, ratio)
 
 

@@ -41,6 +41,11 @@ def _offset(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
     return (bits.normal(shape) / 16 + 3) * magnitude
 
 
+def _far(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    """A mean of three thousand deviations: E[x²] - μ² has lost most of its digits there, a centred square few."""
+    return (bits.normal(shape) / 1024 + 3) * magnitude
+
+
 def _positive(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
     return (np.abs(bits.normal(shape)) + 2.0**-6) * magnitude
 
@@ -82,6 +87,14 @@ def _dominant(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
     if shape and shape[-1]:
         chosen = bits.integers(0, shape[-1], (*shape[:-1], 1))
         np.put_along_axis(values, chosen, np.take_along_axis(values, chosen, -1) + 24, -1)
+    return values * magnitude
+
+
+def _confident(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    """The last entry of each row is 7 above the others, which together weigh about a hundredth of it."""
+    values = bits.normal(shape) / 4
+    if shape:
+        values[..., -1:] += 7
     return values * magnitude
 
 
@@ -127,6 +140,7 @@ FAMILIES: dict[str, Family] = {
         Family("spike", _spike, True),
         Family("positive", _positive),
         Family("offset", _offset),
+        Family("far", _far),
         Family("cancel", _cancel),
         Family("ones", _ones),
         Family("equal_rows", _equal_rows),
@@ -134,6 +148,7 @@ FAMILIES: dict[str, Family] = {
         Family("pow2", _powers_of_two),
         Family("ints", _integers),
         Family("dominant", _dominant),
+        Family("confident", _confident),
         Family("step", _step),
         Family("last", _last),
         Family("below", _far_below_zero),

@@ -166,7 +166,7 @@ def _about_the_case(found: Judgement) -> str:
     large = [f"{name} = {size}" for name, size in case.sizes if size > 9]
     if large:
         return f"smaller sizes pass: look at the last block or the loop over {', '.join(large)}"
-    if "offset" in case.family.split("+"):
+    if {"offset", "far"} & set(case.family.split("+")):
         return "what is common to a row cancels: subtract it before squares or sums are taken, not after"
     if case.mask != "none" or case.causal:
         return "without the mask it passes: look at what is hidden, and at rows that see little"

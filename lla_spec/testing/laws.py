@@ -29,7 +29,7 @@ from lla_spec.language import Law
 from lla_spec.tensors import Tensor, inputs
 from lla_spec.testing.calling import Misbehaved
 from lla_spec.testing.cases import Case
-from lla_spec.testing.covering import features
+from lla_spec.testing.features import features
 from lla_spec.testing.inputs import TORCH_DTYPES, Arguments
 from lla_spec.testing.judge import Judgement, Worst, answer, worst_entry
 from lla_spec.testing.law_calls import Visible, feeds, is_plain, visible_calls

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from lla_spec.certified import Certified
 from lla_spec.testing.cases import Case, CaseError
-from lla_spec.testing.covering import features
 from lla_spec.testing.diagnose import explain
 from lla_spec.testing.failure import describe
+from lla_spec.testing.features import features
 from lla_spec.testing.runner import Options, Session, law_of
 from lla_spec.testing.targets import Target, operation_formula
 from lla_spec.testing.verdicts import Result, Row

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from lla_spec.language import Formula, Law
 from lla_spec.testing.cases import Case
-from lla_spec.testing.covering import LONG, SMALLEST, Features, features, few_heads
+from lla_spec.testing.covering import LONG, SMALLEST
+from lla_spec.testing.features import Features, features, few_heads
 from lla_spec.testing.inputs import MASKS
 from lla_spec.testing.support import ANYTHING, Support
 

@@ -9,7 +9,7 @@ from typing import Any
 from lla_spec.certified import Certified
 from lla_spec.language import registry
 from lla_spec.testing.cases import Case
-from lla_spec.testing.covering import features
+from lla_spec.testing.features import features
 
 REFUSABLE = {"mask": ("mask", "none"), "is_causal": ("causal", False), "scale": ("scale", None)}
 """Arguments that are no tensor to be left out: the field of a case that speaks of them, and its value without them."""

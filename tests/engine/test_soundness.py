@@ -10,7 +10,7 @@ from lla_spec.evaluating.contracts import contract
 from lla_spec.evaluating.operations import oracle
 from lla_spec.language import registry
 from lla_spec.testing.cases import Case
-from lla_spec.testing.covering import features
+from lla_spec.testing.features import features
 from lla_spec.testing.inputs import build
 from lla_spec.testing.judge import worst_entry
 from lla_spec.testing.threads import one_blas_thread

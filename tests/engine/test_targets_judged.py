@@ -1,6 +1,7 @@
 """What the suite says of targets that are right, wrong, fake, or misbehave."""
 
 import pytest
+import torch
 
 from lla_spec.testing.diagnose import texts
 from lla_spec.testing.runner import Options, Session
@@ -41,6 +42,18 @@ def test_a_wrong_kernel_fails_and_its_cause_is_named(name):
     assert words in text
     for label in ("FAIL attention", "formula", "case", "worst", "bound", "replay"):
         assert label in text
+
+
+def test_a_cast_in_rows_of_several_tiles_alone_is_seen():
+    def exponentials_in_fp16(x):
+        peak = x.amax(-1, keepdim=True).clamp(min=-1e30)
+        total = torch.exp(x - peak).half().to(x.dtype).sum(-1)
+        return total.log() + peak[..., 0] if x.shape[-1] > 64 else torch.logsumexp(x, -1)
+
+    options = Options(ops=("logsumexp",), laws=("definition",), dtypes=("fp32",), examples=2)
+    session = Session(load({"logsumexp": exponentials_in_fp16}), options)
+    (result,) = [session.run(row) for row in session.rows()]
+    assert result.verdict == "fail" and result.classes[-1] == "m of several tiles"
 
 
 @pytest.mark.parametrize("name", fakes.NAMES)

@@ -6,6 +6,7 @@ or the certificate that fails.
 
 import importlib
 import re
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -62,7 +63,7 @@ MAPS = {
 NORMS = {
     "unbiased_variance": Wrong("layer_norm", "definition", "divided by n - 1, not by n", theorem="unit_variance"),
     "eps_outside_the_root": Wrong("layer_norm", "definition", "eps is added outside the root", theorem="unit_variance"),
-    "variance_in_one_pass": Wrong("layer_norm", "definition", shows="family=offset"),
+    "variance_in_one_pass": Wrong("layer_norm", "definition", shows="subtract the mean before squaring"),
     "sum_for_mean_square": Wrong(
         "rms_norm", "definition", "the squares are summed, not averaged", theorem="unit_mean_square"
     ),
@@ -171,12 +172,17 @@ def target_of(page, name):
     return load(getattr(importlib.import_module(f"tests.targets.{page}"), name))
 
 
-def result_of(page, name, law, dtype):
-    """The session, and the result of one row of the kernel's operation."""
+def row_of(page, name, law, dtype):
+    """The session, and one row of the kernel's operation."""
     wrong = PAGES[page][name]
     options = Options(ops=(wrong.operation,), laws=(law,), dtypes=(dtype,), examples=wrong.examples)
     session = Session(target_of(page, name), options)
     (row,) = session.rows()
+    return session, row
+
+
+def result_of(page, name, law, dtype):
+    session, row = row_of(page, name, law, dtype)
     return session, session.run(row)
 
 
@@ -199,6 +205,14 @@ def test_a_wrong_kernel_is_refused_in_words_that_help(page, name):
     assert found.failed
     if wrong.cause:  # it explains the case that is printed, not only the one that it was found in
         assert any(causes(registry.formulas[wrong.operation], found, declared, only=words_of(result.cause)))
+
+
+@pytest.mark.parametrize(("page", "name"), ALL)
+def test_a_wrong_kernel_is_refused_whatever_numbers_are_drawn(page, name):
+    wrong = PAGES[page][name]
+    session, row = row_of(page, name, wrong.law, wrong.dtype)
+    judging = session.judging(row, session.contract(row))
+    assert any(judging(replace(case, seed=case.seed + 1000)).failed for _, case in session.cases(row))
 
 
 @pytest.mark.parametrize(("page", "name"), [(p, n) for p, n in ALL if PAGES[p][n].theorem])
