@@ -5,6 +5,7 @@ Everything is read off the formula's parameters and their roles, so a new operat
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -53,6 +54,11 @@ def prepare(
     Raises ArgumentError for a missing or unknown argument, too few axes, or batch axes that do not broadcast.
     """
     return _Reader(formula, arguments, vjp, causal_alignment).prepared()
+
+
+@functools.cache
+def _names(formula: Formula, vjp: bool) -> frozenset[str]:
+    return frozenset(signature(formula, vjp=vjp).parameters)
 
 
 class _Reader:
@@ -113,7 +119,7 @@ class _Reader:
         return bool(np.isnan(found).any())
 
     def _check_names(self) -> None:
-        known = set(signature(self.formula, vjp=self.vjp).parameters)
+        known = _names(self.formula, self.vjp)
         for name in self.arguments:
             if name not in known:
                 raise ArgumentError(f"{self.what}: has no argument {name}; it takes {', '.join(sorted(known))}")

@@ -52,8 +52,8 @@ class Bits:
         round, and a wrong fp64 kernel could hide.
         """
         count = int(np.prod(shape))
-        words = self._words(count * _NORMAL_TERMS // 4).view(np.uint16).astype(np.float64)
-        coarse = (words * 2.0**-16).reshape(count, _NORMAL_TERMS).sum(1) - _NORMAL_TERMS / 2
+        words = self._words(count * _NORMAL_TERMS // 4).view(np.uint16)
+        coarse = words.reshape(count, _NORMAL_TERMS).sum(1, dtype=np.uint32) * 2.0**-16 - _NORMAL_TERMS / 2
         return (coarse + self.uniform((count,)) * 2.0**-16).reshape(shape)
 
     def integers(self, low: int, high: int, shape: Sequence[int] = ()) -> np.ndarray:

@@ -14,13 +14,14 @@ from lla_spec.language import Formula, Law
 from lla_spec.testing.cases import Case
 from lla_spec.testing.features import SCALARS, Features, features, few_heads
 from lla_spec.testing.inputs import MASKS
+from lla_spec.testing.pairs import FEW_BALLS, SEVERAL_TILES, several_tiles
 
 LARGEST = {"fp64": 10, "fp32": 120, "bf16": 7, "fp16": 7}  # exponents of 2 that keep a product of two finite
 SMALLEST = {"fp64": -1020, "fp32": -124, "bf16": -124, "fp16": -13}
 LONG = {"fp64": 384, "fp32": 4096, "bf16": 4096, "fp16": 1024}  # balls judge fp64; torch's CPU fp16 products are slow
 LONG_SQUARED = 256
-BALL_BUDGET = 2**13  # the product of the sizes of an operation on heads in fp64, whose every step is in balls
-SEVERAL_TILES = 131  # where a kernel takes another path than for one tile, and γ does not hide what each term is off by
+LAST = {"fp64": 7, "fp32": 4, "bf16": 4, "fp16": 4}  # 7·2^LAST: beyond what exp gives in the accumulator
+BEYOND_16_BITS = 2**16 + 3  # classes: an id in 16 bits, with or without a sign, is another one
 STAGNATION = 2**9 + 8  # a bf16 accumulator stops at 256 = 2^8 when ones are added
 
 
@@ -39,11 +40,12 @@ def covering(formula: Formula, law: str, dtype: str, device: str = "cpu") -> lis
         *_values(f, base),
         *_layouts(formula, f, base),
         *(_masks(f, base) if f.mask else ()),
-        *(_indices(f, base) if f.index else ()),
+        *(_indices(f, base) if f.classes else ()),
         *_arguments(f, base),
         *(_matrices(f, base) if f.each else ()),
         *_specials(formula, f, base),
         *_long_masks(f, base),
+        *several_tiles(formula, f, base),
     ]
     return [(name, replace(_bounded(f, case), seed=number + 1)) for number, (name, case) in enumerate(classes)]
 
@@ -51,16 +53,15 @@ def covering(formula: Formula, law: str, dtype: str, device: str = "cpu") -> lis
 def _bounded(f: Features, case: Case) -> Case:
     """Few heads, since everything grows with them."""
     case = case.with_sizes({name: few_heads(case.size(name)) for name in f.heads})
-    while f.heads and case.dtype == "fp64" and math.prod(size for _, size in case.sizes) > BALL_BUDGET:
+    while f.heads and case.dtype == "fp64" and math.prod(size for _, size in case.sizes) > FEW_BALLS:
         name, size = max(case.sizes, key=lambda item: item[1])
         case = case.with_sizes({name: size // 2 + 1})
     return case
 
 
 def _small(f: Features, base: Case) -> Case:
-    """On heads two of everything, so that one size may be large within BALL_BUDGET; else as it is."""
-    twos = tuple((name, 3 if name in f.heads else 2) for name in f.dims)  # few_heads makes 2 of 3
-    return replace(base, sizes=twos) if f.heads else base
+    """On heads two of everything, so that one size may be large within FEW_BALLS; else as it is."""
+    return replace(base, sizes=tuple((name, 2) for name in f.dims)) if f.heads else base
 
 
 def _shapes(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Case]]:
@@ -89,14 +90,16 @@ def _shapes(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Ca
             late = replace(base.with_sizes({name: longest + 3}), batch=batch, family="ones+last+normal", exponent=1)
             yield f"long {name}, the weight in its last row", late
     if len(f.dims) == 1:
-        yield "vocabulary", replace(base, sizes=_sizes(f.dims, LONG[base.dtype] + 3), batch=(3,))
+        long = replace(base, sizes=_sizes(f.dims, LONG[base.dtype] + 3), batch=(3,))
+        yield "vocabulary", long
+        if f.exponential:  # exp of it overflows unless the last block's maximum is taken as well
+            yield "vocabulary, the largest last", replace(long, family="confident", exponent=LAST[base.dtype])
     if formula.rows is not None:
         yield "many rows", replace(base, batch=(LONG[base.dtype] // 4 + 1,), sizes=_sizes(f.dims, 3, 2))
     if f.causal:
         query, key = f.causal
         yield "fewer queries than keys", base.with_sizes({query: 3, key: 11})
         yield "more queries than keys", base.with_sizes({query: 11, key: 3})
-        yield "several tiles", replace(base.with_sizes({query: 70, key: SEVERAL_TILES}), batch=(1,))
 
 
 def _values(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
@@ -166,12 +169,7 @@ def _masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
         yield "causal, n < m", square.with_sizes({query: 5, key: 12})
         yield "causal, n > m (empty rows)", square.with_sizes({query: 12, key: 5})
         yield "causal, one query", square.with_sizes({query: 1, key: 7})
-        yield "causal, several tiles", replace(square.with_sizes({query: 70, key: SEVERAL_TILES}), batch=(1,))
         yield "causal, several tiles, n > m", replace(square.with_sizes({query: 150, key: 70}), batch=(1,))
-        if f.scalars:
-            even = dict.fromkeys(f.dims, 16) | {query: 150, key: 150}  # d = e and four axes: what fused kernels ask for
-            skewed = replace(square.with_sizes(even), batch=(1,) if f.heads else (1, 2), scale=-0.25)
-            yield "causal, a negative scale, several tiles", skewed
         yield "causal and padding", replace(square.with_sizes({query: 7, key: 11}), mask="padding")
         yield "causal and empty rows", replace(square.with_sizes({query: 7, key: 9}), mask="empty_rows")
 
@@ -204,6 +202,9 @@ def _indices(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     yield "the first and the last class", replace(wide, index="ends")
     yield "one class for all", replace(wide, index="same")
     yield "one class a thousand times", replace(wide, index="same", family="ones", batch=(LONG[base.dtype] // 4 + 1,))
+    if base.dtype != "fp64":  # its balls would take a second
+        many = base.with_sizes({f.classes: BEYOND_16_BITS})
+        yield "more classes than 16 bits count", replace(many, index="same")
     if f.exponential:  # of a loss near 0 there is little left if a sum near 1 was rounded
         likely = "confident" if f.arguments == 1 else "ones+last+zeros"
         yield "the class that all but the whole weight is on", replace(wide, index="same", family=likely)

@@ -31,12 +31,11 @@ class Features:
     squared: tuple[str, ...]  # a dimension that looks at itself: arrays grow with its square
     scalars: dict[str, tuple[float, ...]]  # the values to try, by name
     optional: tuple[str, ...]  # tensors that may be left out, other than masks
-    index: bool  # a choice of a class among the last dimension of some tensor
+    classes: str  # the dimension that an index chooses from; "" without one
     ignored: bool  # a class may be left out
     heads: tuple[str, ...]  # the dimensions that count heads: they stay small
     hides: bool  # the mask can hide entries of an argument
     each: tuple[str, ...]  # what all rows may share, and each matrix of them may have of its own
-    matrices: bool
     arguments: int
 
 
@@ -68,12 +67,11 @@ def features(formula: Formula) -> Features:
             p.role.argument for p in own
             if p.role and p.role.kind == "real" and p.role.default is not None and p.role.argument
         ),
-        index=any(p.role is not None and p.role.kind == "index" for p in own),
+        classes=next((p.axes[-1].dim.name for p in own if p.role and p.role.kind == "index"), ""),
         ignored=any(p.role is not None and bool(p.role.ignored) for p in own),
-        heads=tuple(axis.dim.name for axis in sum(formula.counts.values(), ()) or formula.merge),
+        heads=tuple(dict.fromkeys(axis.dim.name for axis in sum(formula.counts.values(), ()) or formula.merge)),
         hides=bool(masks) and bool(hidden_arguments(formula)),
         each=tuple(p.role.argument for p in own if p.role and is_per_matrix(formula, p)),
-        matrices=any(len(p.axes) - (rows in p.shape) >= 2 for p in own),
         arguments=sum(1 for p in own if p.role and p.role.kind == "real" and p.role.argument),
     )  # fmt: skip
 
@@ -83,5 +81,5 @@ def _bound(total: sp.Sum) -> list[Index]:
 
 
 def few_heads(size: int) -> int:
-    """1 of 1, else 2, 3 or 4."""
-    return 1 if size == 1 else 2 + size % 3
+    """1 of 1, else 2, 3 or 4; what is few stays as it is."""
+    return 1 if size == 1 else 2 + (size + 1) % 3

@@ -83,6 +83,7 @@ class _Run:
         self.values: dict[Tensor, Bounded] = {}
         self.outputs: dict[str, TorchTensor] = {}
         self.asked: list[Visible] = []
+        self._own_sizes: dict[Visible, dict[str, int]] = {}
         self.exact, self.nested, self.evidence, self.hazard = True, False, False, False
         self.worst: Worst | None = None
         self.worst_call: Visible | None = None
@@ -207,7 +208,10 @@ class _Run:
 
     def _sizes_of(self, call: Visible) -> dict[str, int]:
         """The sizes of the operation's own dimensions in this call."""
-        found: dict[str, int] = {}
+        found = self._own_sizes.get(call)
+        if found is not None:  # asked for with each argument
+            return found
+        found = self._own_sizes[call] = {}
         for name, parameter in call.operation.parameters.items():
             argument = call.tensor.call.arguments[name]
             if isinstance(argument, Tensor):

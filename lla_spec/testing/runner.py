@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -54,6 +55,7 @@ class Session:
         self.announce: Callable[[Case], None] = lambda case: None  # hears each case before the target meets it
         self._surroundings = Surroundings()
         self._probed: dict[tuple[str, str, str, str], str] = {}
+        self._contracts_in: dict[tuple[str, str], ContractOf] = {}
         for operation in options.ops:
             operation_formula(operation)
             if not target.implements(operation):
@@ -224,13 +226,17 @@ class Session:
 
     def _contract_in(self, dtype: str, device: str) -> ContractOf:
         """The contract of each operation that a law calls, where the target takes it in this dtype and device."""
+        key = (dtype, device)
+        if key not in self._contracts_in:  # asked for at every case
 
-        def contract_of(operation: str, gradient: bool) -> Contract | None:
-            row = Row(operation, "vjp" if gradient else "definition", dtype, device)
-            taken = self._supported(operation, dtype, device) or self._takes_nothing(operation)
-            return self.contract(row) if taken and not (gradient and self._no_gradient(row)) else None
+            @functools.cache
+            def contract_of(operation: str, gradient: bool) -> Contract | None:
+                row = Row(operation, "vjp" if gradient else "definition", dtype, device)
+                taken = self._supported(operation, dtype, device) or self._takes_nothing(operation)
+                return self.contract(row) if taken and not (gradient and self._no_gradient(row)) else None
 
-        return contract_of
+            self._contracts_in[key] = contract_of
+        return self._contracts_in[key]
 
     def cases(self, row: Row) -> Iterator[tuple[str, Case]]:
         """(class, case): the covering list inside the target's support, then `examples` random cases ("random")."""

@@ -68,7 +68,7 @@ def cases(
         formula.name, law, dtype, device, tuple(sizes.items()), batch, family, exponent,
         layout="+".join(draw(st.lists(st.sampled_from(layouts), min_size=1, max_size=f.arguments))),
         grad=draw(st.sampled_from(layouts + ["scalar"])) if law == "vjp" else "dense",
-        mask=mask, index=draw(st.sampled_from(chosen)) if f.index else "random", causal=causal, scale=scale,
+        mask=mask, index=draw(st.sampled_from(chosen)) if f.classes else "random", causal=causal, scale=scale,
         without="+".join(name for name in f.optional if draw(st.integers(0, 3)) == 0),
         seed=draw(st.integers(0, 2**32 - 1)), each=len(batch) > 1 and bool(f.each) and draw(st.booleans()),
     )  # fmt: skip

@@ -31,7 +31,8 @@ def embedding_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float =
     g = g.reshape(-1, table.shape[-1])
     count = np.bincount(ids, minlength=table.shape[0])
     value, magnitude, flushed = (_scattered(ids, part, table.shape) for part in (g, np.abs(g), model.flushed(g)))
-    rho = np.array([join(model.gamma(int(terms) - 1), model.operands) for terms in count])[:, None]
+    terms, of = np.unique(count, return_inverse=True)
+    rho = np.array([join(model.gamma(int(n) - 1), model.operands) for n in terms])[of.reshape(-1, 1)]
     with np.errstate(all="ignore"):
         reach = magnitude + flushed
         error = flushed + rho * reach + np.where(count > 1, 2 * count * model.eta, 0.0)[:, None]

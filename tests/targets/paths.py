@@ -1,0 +1,94 @@
+"""Kernels that are right but for one of their paths: beyond a tile, at a multiple of one, where two options meet."""
+
+import torch
+from torch.nn import functional as F
+
+
+def _open(c):
+    return torch.ones(c["n"], c["m"], dtype=torch.bool)
+
+
+def attention_by(quirk):
+    """The correct attention, spoiled by `quirk`: what it gives of keep, causal and scale replaces what there was."""
+
+    def attention(q, k, v, mask=None, *, is_causal=False, scale=None):
+        (n, d), m = q.shape[-2:], k.shape[-2]
+        call = {"n": n, "m": m, "d": d, "is_causal": is_causal, "given": scale}
+        call["scale"] = d**-0.5 if scale is None else scale
+        call["keep"] = _open(call) if mask is None else mask
+        call["causal"] = _open(call).tril(m - n) if is_causal else _open(call)
+        call |= quirk(call)
+        keep = call["keep"] & call["causal"]
+        empty = ~keep.any(-1, keepdim=True)
+        scores = ((q @ k.mT) * call["scale"]).masked_fill(~(keep | empty), -torch.inf)
+        return torch.softmax(scores, -1).masked_fill(empty, 0) @ v
+
+    return attention
+
+
+ATTENTION = {
+    "mask dropped where causal has more than a tile": lambda c: (
+        {"keep": _open(c)} if c["is_causal"] and c["n"] > 64 else {}
+    ),
+    "mask of the first queries alone": lambda c: {"keep": c["keep"] | (torch.arange(c["n"])[:, None] >= 64)},
+    "mask of the first keys alone": lambda c: {"keep": c["keep"] | ((torch.arange(c["m"]) >= 64) & (c["n"] > 16))},
+    "mask dropped for wide heads": lambda c: {"keep": _open(c)} if c["d"] > 64 else {},
+    "causal dropped for wide heads": lambda c: {"causal": _open(c)} if c["d"] > 64 else {},
+    "causal shifted where the keys fill their tiles": lambda c: (
+        {"causal": _open(c).tril(1)} if c["is_causal"] and c["n"] == c["m"] and c["n"] % 128 == 0 else {}
+    ),
+    "last key lost where the keys fill their tiles": lambda c: (
+        {"keep": c["keep"] & (torch.arange(c["m"]) < c["m"] - 1)} if c["m"] % 128 == 0 else {}
+    ),
+    "scale of the padded head": lambda c: (
+        {"scale": (-(-c["d"] // 16) * 16) ** -0.5} if c["given"] is None and c["d"] > 64 else {}
+    ),
+}
+
+
+def _softmax_without_the_last_maximum(x):
+    """Blocks of 1024; the last one, which is not full, has no say in the maximum."""
+    whole = x.shape[-1] // 1024 * 1024 or x.shape[-1]
+    peak = x[..., :whole].amax(-1, keepdim=True)
+    found = torch.exp(x - torch.where(peak.isfinite(), peak, 0.0))
+    return torch.where(x.isnan().any(-1, keepdim=True), torch.nan, found / found.sum(-1, keepdim=True))
+
+
+def _layer_norm_of_whole_blocks(x, weight=None, bias=None, *, eps=1e-5):
+    found = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return torch.zeros_like(found) if x.shape[-1] % 256 == 0 else found
+
+
+def _layer_norm_with_its_own_eps(x, weight=None, bias=None, *, eps=1e-5):
+    return F.layer_norm(x, x.shape[-1:], weight, bias, 1e-5 if weight is None and bias is None else eps)
+
+
+def _first(found, count):
+    """The first columns; zeros beyond them."""
+    return torch.where(torch.arange(found.shape[-1]) < count, found, 0.0)
+
+
+def _linear_of_whole_blocks(x, weight, bias=None):
+    found = F.linear(x, weight, bias)
+    return _first(found, found.shape[-1] - (found.shape[-1] % 256 == 0))
+
+
+def _cross_entropy_of_short_ids(logits, targets, *, ignore_index=-100, reduction="mean"):
+    if not (targets != ignore_index).any():
+        return logits.new_zeros(())
+    ids = targets.to(torch.int16).long().reshape(-1)
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids, ignore_index=ignore_index, reduction=reduction)
+
+
+PATHS = {
+    **{words: {"attention": attention_by(quirk)} for words, quirk in ATTENTION.items()},
+    "maximum of whole blocks": {"softmax": _softmax_without_the_last_maximum},
+    "rows that fill their blocks": {"layer_norm": _layer_norm_of_whole_blocks},
+    "eps of rows without weight and bias": {"layer_norm": _layer_norm_with_its_own_eps},
+    "columns that fill their blocks": {"linear": _linear_of_whole_blocks},
+    "columns beyond a block": {"linear": lambda x, weight, bias=None: _first(F.linear(x, weight, bias), 128)},
+    "columns of a product beyond a block": {"matmul": lambda a, b: _first(a @ b, 128)},
+    "features beyond a block": {"embedding": lambda ids, weight: _first(weight[ids], 64)},
+    "ids in 16 bits": {"embedding": lambda ids, weight: weight[ids.to(torch.int16).long()]},
+    "targets in 16 bits": {"cross_entropy": _cross_entropy_of_short_ids},
+}
