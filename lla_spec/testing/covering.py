@@ -34,7 +34,7 @@ def _sizes(names: tuple[str, ...], *values: int) -> tuple[tuple[str, int], ...]:
 def covering(formula: Formula, law: str, dtype: str, device: str = "cpu") -> list[tuple[str, Case]]:
     """(class, case) for every input class that applies to `law` ("definition" or "vjp") of `formula`, each once."""
     f = features(formula)
-    base = Case(formula.name, law, dtype, device, _sizes(f.dims, 3, 5, 7, 2), batch=(2,), seed=1)
+    base = Case(formula.name, law, dtype, device, _sizes(f.dims, 3, 5, 7, 2), batch=(2,), family=f.family, seed=1)
     classes = [
         *_shapes(formula, f, base),
         *_values(f, base),

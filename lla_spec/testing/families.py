@@ -28,6 +28,11 @@ def _normal(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
     return bits.normal(shape) * magnitude
 
 
+def _weights(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    """As a layer is initialised, 1/√(length of a row): what passes through it keeps its size."""
+    return bits.normal(shape) / np.sqrt(max(shape[-1], 1) if shape else 1) * magnitude
+
+
 def _heavy(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
     return bits.normal(shape) / (bits.uniform(shape) + 2.0**-7) * magnitude
 
@@ -136,6 +141,8 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("normal", _normal, True),
+        Family("weights", _weights, True),
+        Family("model", _normal, True),  # and "weights" for the matrices that all rows share: see inputs.py
         Family("heavy", _heavy, True),
         Family("spike", _spike, True),
         Family("positive", _positive),

@@ -12,7 +12,7 @@ from lla_spec.interface import is_per_matrix
 from lla_spec.language import Formula
 from lla_spec.substituting import expand
 from lla_spec.tensors import Dim, Index, definitions
-from lla_spec.testing.inputs import hidden_arguments
+from lla_spec.testing.inputs import hidden_arguments, is_weights
 
 SCALARS = (0.5, -0.25, 3.0, 0.0)  # of a score's scale: of any sign, and 0, which `scale or default` takes for None
 POSITIVE_SCALARS = (2.0**-40, 0.001, 1.0)  # of an ε that keeps a root away from 0
@@ -25,6 +25,7 @@ class Features:
     dims: tuple[str, ...]  # the sizes of a case: every dimension but the rows'
     summed: tuple[str, ...]  # those that a sum runs over
     exponential: bool
+    family: str  # of plain values: those that do not saturate an exponential
     mask: bool
     masked: tuple[str, ...]  # the axes along which the mask hides
     causal: tuple[str, str] | None  # the (query, key) dimensions
@@ -51,10 +52,12 @@ def features(formula: Formula) -> Features:
     summed = {limit.dim for total in entry.atoms(sp.Sum) for limit in _bound(total)}
     masks = [p for p in own if p.role and p.role.kind == "mask" and p.role.argument]
     causal = next(((p.axes[-2].dim.name, p.axes[-1].dim.name) for p in masks if p.role and p.role.causal), None)
+    exponential = any(t.body is not None and t.body.has(sp.exp) for t in definitions(formula.result))
     return Features(
         dims=tuple(dim.name for dim in found),
         summed=tuple(dim.name for dim in found if dim in summed),
-        exponential=any(t.body is not None and t.body.has(sp.exp) for t in definitions(formula.result)),
+        exponential=exponential,
+        family="model" if exponential and any(map(is_weights, own)) else "normal",
         mask=bool(masks),
         masked=tuple(p.axes[-1].dim.name for p in masks),
         causal=causal,

@@ -81,22 +81,29 @@ def build(formula: Formula, case: Case) -> Inputs:
             if role.ignored:
                 arguments[role.ignored] = ignored
         else:
-            values = _values(case, name, position, shape_of(formula, parameter, case))
+            families = case.family.split("+")
+            family = families[position % len(families)]
+            if family == "model" and is_weights(parameter):
+                family = "weights"
+            values = _values(case, name, shape_of(formula, parameter, case), family, case.exponent)
             layouts = case.layout.split("+")
             arguments[name] = _place(values, case, layouts[position % len(layouts)])
     arguments.update(count_values(formula, dict(case.sizes)))
     if case.law == "vjp":
-        values = _values(case, "grad_output", -1, shape_of(formula, formula.result, case), family="normal")
+        values = _values(case, "grad_output", shape_of(formula, formula.result, case), "normal", min(case.exponent, 0))
         arguments["grad_output"] = _place(values, case, case.grad)
     _plant(formula, case, arguments, keep)
     return Inputs(arguments)
 
 
-def _values(case: Case, name: str, position: int, shape: tuple[int, ...], family: str | None = None) -> np.ndarray:
-    families = (family or case.family).split("+")
-    chosen = families[position % len(families)] if family is None else family
-    exponent = case.exponent if family is None else min(case.exponent, 0)
-    return FAMILIES[chosen].fill(Bits(case.seed, name), shape, 2.0**exponent)
+def is_weights(parameter: spec.Tensor) -> bool:
+    """A matrix that all rows share."""
+    role = parameter.role
+    return role is not None and role.kind == "real" and not role.batched and len(parameter.axes) > 1
+
+
+def _values(case: Case, name: str, shape: tuple[int, ...], family: str, exponent: int) -> np.ndarray:
+    return FAMILIES[family].fill(Bits(case.seed, name), shape, 2.0**exponent)
 
 
 def _place(values: np.ndarray, case: Case, layout: str) -> Tensor:

@@ -51,7 +51,7 @@ def cases(
             [(), (1,), (2,), (3,), (2, 3), (2, 3, 2)] + ([(17,), (33,)] if formula.rows is not None else [])
         )
     )
-    few = ["normal"] * 4 + ["heavy", "spike", "positive", "offset", "cancel", "ties", "pow2", "ints", "ones"]
+    few = [f.family] * 4 + ["heavy", "spike", "positive", "offset", "cancel", "ties", "pow2", "ints", "ones"]
     few += ["dominant", "equal_rows"] if f.exponential else []
     family = "+".join(draw(st.lists(st.sampled_from(few), min_size=1, max_size=f.arguments)))
     exponent = draw(st.sampled_from([0] * 6 + [1, 2, 3, -1, -3, -8, SMALLEST[dtype] // 2]))
