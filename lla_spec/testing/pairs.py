@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 from lla_spec.language import Formula
 from lla_spec.testing.cases import Case
@@ -38,13 +39,19 @@ def pairwise(factors: Mapping[str, Sequence[Hashable]]) -> list[dict[str, Hashab
     >>> len(rows), {(row["a"], row["c"]) for row in rows} == {(0, 0), (0, 1), (1, 0), (1, 1)}
     (4, True)
     """
+    return [dict(row) for row in _array(tuple((name, tuple(values)) for name, values in factors.items()))]
+
+
+@cache
+def _array(given: tuple[tuple[str, tuple[Hashable, ...]], ...]) -> list[Row]:
+    factors = dict(given)
     names = list(factors)
     if len(names) == 1:
         return [{names[0]: value} for value in factors[names[0]]]
     missing: Pairs = {
         ((a, x), (b, y)): None for a, b in itertools.combinations(names, 2) for x in factors[a] for y in factors[b]
     }
-    rows: list[dict[str, Hashable]] = []
+    rows: list[Row] = []
     while missing:
         row = max((_completed(factors, missing, dict(pair)) for pair in missing), key=lambda r: len(_met(missing, r)))
         for pair in _met(missing, row):

@@ -87,24 +87,10 @@ def in_turn(terms):
     return total
 
 
-def row_by_row(function, x, *others):
-    """`function` on each vector of the last axis, and on those of the other tensors beside it."""
-    flat = [t.reshape(-1, t.shape[-1]) for t in (x, *others)]
-    found = [function(*vectors) for vectors in zip(*flat, strict=True)]
-    if not found:
-        return x + 0
-    return torch.stack(found).reshape(*x.shape[:-1], *found[0].shape)
-
-
 def exponentials(z):
-    """exp(z - maximum) entry by entry; the maximum is a gauge, which no gradient passes."""
-    peak = z.detach().max()
-    return peak, [torch.exp(entry - peak) for entry in z]
-
-
-def probabilities(z):
-    _, terms = exponentials(z)
-    return torch.stack(terms) / in_turn(terms)
+    """exp(z - maximum), entry by entry of each row; the maximum is a gauge, which no gradient passes."""
+    peak = z.detach().amax(-1)
+    return peak, [torch.exp(entry - peak) for entry in z.unbind(-1)]
 
 
 def log_sum(z):
@@ -113,16 +99,17 @@ def log_sum(z):
 
 
 def _loops():
-    """Rows, entries and positions one after the other, as one would on paper."""
+    """Entries, positions and heads one after the other, as one would on paper."""
 
     def softmax(x):
-        return row_by_row(probabilities, wide(x)).to(x.dtype)
+        _, terms = exponentials(wide(x))
+        return (torch.stack(terms, -1) / in_turn(terms)[..., None]).to(x.dtype)
 
     def log_softmax(x):
-        return row_by_row(lambda z: z - log_sum(z), wide(x)).to(x.dtype)
+        return (wide(x) - log_sum(wide(x))[..., None]).to(x.dtype)
 
     def logsumexp(x):
-        return row_by_row(lambda z: log_sum(z)[None], wide(x))[..., 0].to(x.dtype)
+        return log_sum(wide(x)).to(x.dtype)
 
     def weighted_average(weights, v):
         columns = wide(weights).unbind(-1)
@@ -165,8 +152,8 @@ def _loops():
     def cross_entropy(logits, targets, *, ignore_index=-100, reduction="mean"):
         zs, found = wide(logits).reshape(-1, logits.shape[-1]), targets.reshape(-1).tolist()
         losses = [
-            log_sum(z) - z[t] if t != ignore_index else z.masked_fill(z == z, 0).sum()
-            for z, t in zip(zs, found, strict=True)
+            whole - z[t] if t != ignore_index else z.masked_fill(z == z, 0).sum()
+            for whole, z, t in zip(log_sum(zs), zs, found, strict=True)
         ]
         if reduction == "none":
             return (torch.stack(losses).reshape(targets.shape) if losses else zs.sum(-1)).to(logits.dtype)
