@@ -7,7 +7,7 @@ A ratio in [0, 1] is right, above 1 (or inf) is wrong; it is never NaN. The rule
    other number there: after an overflow on the way, inf - inf is NaN (`hazards` counts these entries).
 3. Equal entries, infinities of the same sign included: 0, even where the bound is 0. An infinite value wants itself.
 4. With T the smallest magnitude that rounds to infinity and e the error before the last cast: |R|-e >= T must
-   overflow, |R|+e >= T may, and an infinity anywhere else is wrong.
+   overflow; +inf may stand where R+e >= T, -inf where R-e <= -T, and an infinity anywhere else is wrong.
 5. Otherwise |computed - R| / bound; a bound of 0 asks for equality.
 """
 
@@ -37,10 +37,10 @@ def ratios(computed: np.ndarray, bounded: Bounded, io: Precision) -> np.ndarray:
         difference = np.abs(computed - value)
         if _ordinary(difference, bounded, io):
             return np.where(difference == 0, 0.0, difference / error)
-        must, may = _overflow(bounded, io)
+        must, may = _overflow(np.sign(computed), bounded, io)
         # A bound of 0 divides to inf (0/0 is caught by rule 3); inf/inf is a breakdown of the bound: nothing is known.
         ratio = np.where(np.isinf(error), 0.0, difference / error)
-    ratio = np.where(np.isinf(computed), np.where(may & (np.sign(computed) == np.sign(value)), 0.0, np.inf), ratio)
+    ratio = np.where(np.isinf(computed), np.where(may, 0.0, np.inf), ratio)
     ratio = np.where(np.isfinite(computed) & (must | np.isinf(value)), np.inf, ratio)
     ratio = np.where(np.isinf(computed) & np.isinf(error) & np.isfinite(value), 0.0, ratio)
     ratio = np.where(computed == value, 0.0, ratio)
@@ -61,11 +61,11 @@ def hazards(bounded: Bounded) -> np.ndarray:
     return np.isfinite(bounded.value) & np.isinf(bounded.error)
 
 
-def _overflow(bounded: Bounded, io: Precision) -> tuple[np.ndarray, np.ndarray]:
-    """Where the result must, and where it may, be infinite."""
-    magnitude, slack = np.abs(bounded.value), bounded.pre_cast_error
-    finite = np.isfinite(magnitude)
+def _overflow(sign: np.ndarray, bounded: Bounded, io: Precision) -> tuple[np.ndarray, np.ndarray]:
+    """Where the result must be infinite, and where it may be so with this sign: a wide bound reaches to both sides."""
+    value, slack = bounded.value, bounded.pre_cast_error
+    finite = np.isfinite(value)
     with np.errstate(all="ignore"):
-        must = finite & (magnitude - slack >= io.overflow_threshold)
-        may = finite & (magnitude + slack >= io.overflow_threshold)
+        must = finite & (np.abs(value) - slack >= io.overflow_threshold)
+        may = finite & (sign * value + slack >= io.overflow_threshold)
     return must, may

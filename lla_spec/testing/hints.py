@@ -113,6 +113,9 @@ RETURNS = (
 )
 
 
+SMALL, TILE = 9, 64  # sizes: of a case that was shrunk, and of what a kernel takes at once
+
+
 def hint(formula: Formula, result: Result, found: Judgement) -> str:
     """A sentence for this failure; "" where nothing in particular can be said."""
     if result.cause:
@@ -123,10 +126,17 @@ def hint(formula: Formula, result: Result, found: Judgement) -> str:
         return _about_the_call(formula, found)
     if found.kind in BY_KIND:
         return BY_KIND[found.kind]
+    beyond = _sizes_above(TILE, found)
     for label, words in BY_MEETS:
         if f"({label}" in result.meets:
+            if beyond:  # a rounding is seen in small cases as well
+                return f"smaller sizes pass: look at the last block or the loop over {beyond}; if it is none, {words}"
             return f"{words}; or declare it if it is meant: LLA_TARGET['ops']['{result.row.op}']['contract']"
     return _about_the_case(found)
+
+
+def _sizes_above(limit: int, found: Judgement) -> str:
+    return ", ".join(f"{name} = {size}" for name, size in found.case.sizes if size > limit)
 
 
 def _about_the_call(formula: Formula, found: Judgement) -> str:
@@ -163,9 +173,8 @@ def _about_the_case(found: Judgement) -> str:
         return f"it takes the layout {case.layout}: use the strides, or call .contiguous() first"
     if case.grad != "dense" and case.law == "vjp":
         return f"it takes a cotangent that is {case.grad}: use its strides, or call .contiguous() first"
-    large = [f"{name} = {size}" for name, size in case.sizes if size > 9]
-    if large:
-        return f"smaller sizes pass: look at the last block or the loop over {', '.join(large)}"
+    if large := _sizes_above(SMALL, found):
+        return f"smaller sizes pass: look at the last block or the loop over {large}"
     if {"offset", "far"} & set(case.family.split("+")):
         return "what is common to a row cancels: subtract it before squares or sums are taken, not after"
     if case.mask != "none" or case.causal:

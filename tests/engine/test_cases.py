@@ -71,6 +71,14 @@ def test_covering_list_can_be_built(formula, law, dtype):
         assert build(formula, case).digest == build(formula, case).digest
 
 
+def test_weights_of_a_model_keep_the_size_of_what_passes_through_them():
+    case = Case("linear", "definition", "fp32", sizes=(("d", 400), ("e", 300)), batch=(200,), family="model")
+    arguments = build(registry.formulas["linear"], case).arguments
+    x, weight, bias = arguments["x"], arguments["weight"], arguments["bias"]
+    assert abs(x.std() - 1) < 0.02 and abs(bias.std() - 1) < 0.2
+    assert abs((x @ weight.mT).std() - 1) < 0.02
+
+
 @pytest.mark.parametrize("law", registry.laws.values(), ids=lambda law: law.id)
 def test_covering_list_of_a_law_has_its_sizes(law):
     for _, case in law_covering(law, "fp32"):

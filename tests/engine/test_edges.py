@@ -56,6 +56,12 @@ def test_near_the_threshold_a_result_may_overflow_or_not(sign: int) -> None:
     assert ratio(-sign * INF, value, 50.0) == INF
 
 
+@pytest.mark.parametrize("value", [4000.0, 0.0, -4000.0])
+def test_a_bound_that_reaches_beyond_both_thresholds_allows_both_infinities(value: float) -> None:
+    assert ratio(INF, value, 9e5) == ratio(-INF, value, 9e5) == 0.0
+    assert ratio(math.copysign(INF, -value), value, T + 1000) == (0.0 if value == 0 else INF)
+
+
 def test_below_the_threshold_a_result_must_not_overflow() -> None:
     assert ratio(INF, T - 100, 50.0) == INF
     assert ratio(-INF, -1.0, 50.0) == INF

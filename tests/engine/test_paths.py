@@ -1,10 +1,12 @@
 """A kernel has more than one path. One that is wrong on a single path is refused, whatever numbers are drawn there."""
 
 import itertools
+import re
 from dataclasses import replace
 
 import pytest
 
+from lla_spec.testing.diagnose import texts
 from lla_spec.testing.features import features
 from lla_spec.testing.pairs import pairwise
 from lla_spec.testing.runner import Options, Session
@@ -25,6 +27,15 @@ def test_a_kernel_that_is_wrong_on_one_path_alone_is_refused(words):
     session, row, judging = row_of(PATHS[words])
     assert session.run(row).verdict == "fail"
     assert any(judging(replace(case, seed=case.seed + 1000)).failed for _, case in session.cases(row))
+
+
+def test_where_a_rounding_would_explain_it_too_the_block_is_named_first():
+    words = "last key lost where the keys fill their tiles"
+    session, row, _ = row_of(PATHS[words])
+    (text,) = texts(session, [session.run(row)], "kernels.py", seconds=2.0)
+    assert "m=128" in text and re.search(
+        r"try +smaller sizes pass: look at the last block .* over m = 128; if it is", text
+    )
 
 
 def test_the_attention_that_these_paths_spoil_is_right_without_them():

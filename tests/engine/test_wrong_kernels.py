@@ -13,10 +13,11 @@ import pytest
 
 from lla_spec.language import registry
 from lla_spec.testing.cases import parse
-from lla_spec.testing.diagnose import texts, words_of
+from lla_spec.testing.diagnose import explain, texts, words_of
 from lla_spec.testing.explaining import causes
 from lla_spec.testing.runner import Options, Session
 from lla_spec.testing.targets import load
+from lla_spec.testing.verdicts import Result
 
 
 class Wrong(NamedTuple):
@@ -226,6 +227,36 @@ def test_the_law_that_names_the_mistake_fails_as_well(page, name):
 def test_a_mistake_in_the_backward_pass_leaves_the_forward_one_right(page, name):
     _, result = result_of(page, name, "definition", PAGES[page][name].dtype)
     assert result.verdict == "pass", result.message
+
+
+def first_failure(page, name, law, seed):
+    """The session, and the row as if it had failed first in the class, at other numbers, that shows the least."""
+    session, row = row_of(page, name, law, PAGES[page][name].dtype)
+    judging = session.judging(row, session.contract(row))
+    judged = [judging(replace(case, seed=case.seed + seed)) for _, case in session.cases(row)]
+    found = min((judgement for judgement in judged if judgement.failed), key=lambda judgement: judgement.ratio)
+    return session, Result(row, "fail", kind=found.kind, failing=found)
+
+
+def test_a_cause_is_looked_for_where_the_mistake_shows_most():
+    """Barely above the bound no cause explains other draws as well."""
+    session, result = first_failure("wrong_losses", "log_sum_exp_in_io", "definition", 3000)
+    assert 1 < result.failing.ratio < 2
+    found = explain(session, result)
+    assert found.ratio > 2 * result.failing.ratio and SUMS_IN_IO in result.cause
+
+
+def test_a_changed_formula_that_leaves_a_millionth_of_the_error_explains_it():
+    """The gradient through a softmax has roundings that the right one, P Vᵀ, knows nothing of."""
+    wrong = PAGES["wrong_maps"]["average_gradient_centred"]
+    session, row = row_of("wrong_maps", "average_gradient_centred", "vjp", wrong.dtype)
+    declared = session.contract(row)
+    case = next(case for name, case in session.cases(row) if name == "distinct sizes")
+    found = [session.judging(row, declared)(replace(case, seed=seed)) for seed in range(3000, 3040)]
+    formula = registry.formulas["weighted_average"]
+    seen = [next(causes(formula, judgement, declared)) for judgement in found]
+    assert all(wrong.cause in cause.words for cause in seen)
+    assert any(cause.ratio > 1 for cause in seen) and all(judgement.ratio > 1e6 for judgement in found)
 
 
 def test_every_operation_has_a_wrong_kernel_and_half_of_them_are_in_the_backward_pass():
