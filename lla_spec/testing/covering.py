@@ -46,6 +46,7 @@ def covering(formula: Formula, law: str, dtype: str, device: str = "cpu") -> lis
         *_specials(formula, f, base),
         *_long_masks(f, base),
         *several_tiles(formula, f, base),
+        *(_causal_tiles(f, base) if f.causal else ()),
     ]
     return [(name, replace(_bounded(f, case), seed=number + 1)) for number, (name, case) in enumerate(classes)]
 
@@ -172,6 +173,18 @@ def _masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
         yield "causal, several tiles, n > m", replace(square.with_sizes({query: 150, key: 70}), batch=(1,))
         yield "causal and padding", replace(square.with_sizes({query: 7, key: 11}), mask="padding")
         yield "causal and empty rows", replace(square.with_sizes({query: 7, key: 9}), mask="empty_rows")
+
+
+def _causal_tiles(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+    """Three choices at once, no mask among them: a fused kernel's own path, which pairs would meet beside a mask."""
+    assert f.causal is not None
+    query, key = f.causal
+    wide = replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9), causal=True)
+    yield "causal, several tiles", replace(wide.with_sizes({query: 70, key: SEVERAL_TILES}), batch=(1,))
+    if f.scalars:
+        even = dict.fromkeys(f.dims, 16) | {query: 150, key: 150}  # d = e and four axes: what fused kernels ask for
+        skewed = replace(wide.with_sizes(even), batch=(1,) if f.heads else (1, 2), scale=-0.25)
+        yield "causal, a negative scale, several tiles", skewed
 
 
 def _long_masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:

@@ -40,6 +40,9 @@ ATTENTION = {
     "last key lost where the keys fill their tiles": lambda c: (
         {"keep": c["keep"] & (torch.arange(c["m"]) < c["m"] - 1)} if c["m"] % 128 == 0 else {}
     ),
+    "sign of the scale lost where causal alone hides": lambda c: (
+        {"scale": abs(c["scale"])} if c["is_causal"] and c["n"] > 64 and bool(c["keep"].all()) else {}
+    ),
     "scale of the padded head": lambda c: (
         {"scale": (-(-c["d"] // 16) * 16) ** -0.5} if c["given"] is None and c["d"] > 64 else {}
     ),
