@@ -47,6 +47,7 @@ def covering(formula: Formula, law: str, dtype: str, device: str = "cpu") -> lis
         *_long_masks(f, base),
         *several_tiles(formula, f, base),
         *(_causal_tiles(f, base) if f.causal else ()),
+        *(() if formula.rows is not None else _many_matrices(f, base)),
     ]
     return [(name, replace(_bounded(f, case), seed=number + 1)) for number, (name, case) in enumerate(classes)]
 
@@ -185,6 +186,12 @@ def _causal_tiles(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
         even = dict.fromkeys(f.dims, 16) | {query: 150, key: 150}  # d = e and four axes: what fused kernels ask for
         skewed = replace(wide.with_sizes(even), batch=(1,) if f.heads else (1, 2), scale=-0.25)
         yield "causal, a negative scale, several tiles", skewed
+
+
+def _many_matrices(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+    """More batches than a kernel takes at once, where they are no rows ("many rows" has those)."""
+    small = replace(base, sizes=tuple((name, 2) for name in f.dims))
+    yield "many matrices", replace(small, batch=(SEVERAL_TILES,))
 
 
 def _long_masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:

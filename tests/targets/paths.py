@@ -71,6 +71,11 @@ def _first(found, count):
     return torch.where(torch.arange(found.shape[-1]) < count, found, 0.0)
 
 
+def _first_batches(a, b):
+    found = a @ b
+    return found if found.shape[:-2].numel() <= 12 else found[:1].expand_as(found).clone()
+
+
 def _linear_of_whole_blocks(x, weight, bias=None):
     found = F.linear(x, weight, bias)
     return _first(found, found.shape[-1] - (found.shape[-1] % 256 == 0))
@@ -91,6 +96,7 @@ PATHS = {
     "columns that fill their blocks": {"linear": _linear_of_whole_blocks},
     "columns beyond a block": {"linear": lambda x, weight, bias=None: _first(F.linear(x, weight, bias), 128)},
     "columns of a product beyond a block": {"matmul": lambda a, b: _first(a @ b, 128)},
+    "batches beyond the twelfth": {"matmul": _first_batches},
     "features beyond a block": {"embedding": lambda ids, weight: _first(weight[ids], 64)},
     "ids in 16 bits": {"embedding": lambda ids, weight: weight[ids.to(torch.int16).long()]},
     "targets in 16 bits": {"cross_entropy": _cross_entropy_of_short_ids},
