@@ -8,7 +8,7 @@ Arguments are float64 arrays that hold exactly what the kernel was given, by tor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,24 @@ def bound(
 ) -> Any:
     """The result and, entry by entry, the most that a kernel of that contract may differ: Bounded, or a dict of them.
 
+    As `bounds` for one contract.
+    """
+    (found,) = bounds(name, arguments, (contract,), vjp=vjp, exact=exact, causal_alignment=causal_alignment)
+    return found
+
+
+def bounds(
+    name: str,
+    arguments: Arguments,
+    contracts: Sequence[Contract],
+    *,
+    vjp: bool = False,
+    exact: bool = False,
+    causal_alignment: str = "bottom_right",
+) -> list[Any]:
+    """Around the result, which is evaluated once, the most that a kernel of each contract may differ: Bounded, or a
+    dict of them by torch argument name with `vjp`.
+
     On integers whose sums fit the accumulator the error is 0, and the value is the exact result rounded once
     (exactness). Elsewhere the value is float64's; with `exact`, the float64 nearest to a ball that is narrower than
     2^-20 of the error, or one unit away where the exact number lies half way. The error allows for all of this.
@@ -89,18 +107,20 @@ def bound(
     """
     formula = operation(name)
     prepared = prepare(formula, arguments, vjp=vjp, causal_alignment=causal_alignment)
-    found = special(prepared)
+    found, explicit = special(prepared), _explicit(name, prepared, arguments)
     oracle_u = 0.0 if exact else ORACLE_U
-    sharp = _sharp(name, _explicit(name, prepared, arguments), contract, vjp, oracle_u)
-    bounds = {} if sharp is None else {key: _renamed(sharp, name, key, vjp) for key in prepared.axes}
-    if sharp is None or (_generic_holds(name, prepared, contract, vjp) and prepared.entries <= GENERIC_ENTRIES):
-        for key, generic in _generic(prepared, found, contract, oracle_u, vjp).items():
-            bounds[key] = generic.minimum(bounds[key]) if key in bounds else generic
-    if found is None and results_are_exact(prepared, contract):
-        values, _ = _values(prepared, found, exact)
-        cast = {key: rounded(value, contract.io) for key, value in values.items()}
-        return _named(name, {key: Bounded(value, np.zeros(value.shape)) for key, value in cast.items()}, vjp)
-    return _named(name, _around(prepared, found, bounds, exact), vjp)
+    around = [
+        None
+        if found is None and results_are_exact(prepared, contract)
+        else _smaller_bounds(name, prepared, found, explicit, contract, oracle_u)
+        for contract in contracts
+    ]
+    known = _values(prepared, found, exact, _smallest(around))
+    results = [
+        _rounded_once(known[0], contract) if these is None else _around(prepared, found, known, these)
+        for contract, these in zip(contracts, around, strict=True)
+    ]
+    return [_named(name, result, vjp) for result in results]
 
 
 def generic_bound(
@@ -115,8 +135,8 @@ def generic_bound(
     """As `bound`, by the generic rule alone."""
     prepared = prepare(operation(name), arguments, vjp=vjp, causal_alignment=causal_alignment)
     found = special(prepared)
-    bounds = _generic(prepared, found, contract, 0.0 if exact else ORACLE_U, vjp)
-    return _named(name, _around(prepared, found, bounds, exact), vjp)
+    around = _generic(prepared, found, contract, 0.0 if exact else ORACLE_U, vjp)
+    return _named(name, _around(prepared, found, _values(prepared, found, exact, around), around), vjp)
 
 
 def sharp_bound(
@@ -193,6 +213,34 @@ def _conventions(prepared: Prepared, found: Special | None, name: str, value: Ar
 # ---- bounds
 
 
+def _smaller_bounds(
+    name: str, prepared: Prepared, found: Special | None, arguments: Arguments, contract: Contract, oracle_u: float
+) -> dict[str, Bounded]:
+    """The sharp rule's bounds by result name, or the generic rule's, or where both hold the smaller ones."""
+    vjp = prepared.vjp
+    sharp = _sharp(name, arguments, contract, vjp, oracle_u)
+    around = {} if sharp is None else {key: _renamed(sharp, name, key, vjp) for key in prepared.axes}
+    if sharp is None or (_generic_holds(name, prepared, contract, vjp) and prepared.entries <= GENERIC_ENTRIES):
+        for key, generic in _generic(prepared, found, contract, oracle_u, vjp).items():
+            around[key] = generic.minimum(around[key]) if key in around else generic
+    return around
+
+
+def _smallest(around: Sequence[Mapping[str, Bounded] | None]) -> dict[str, Bounded]:
+    """What the values have to be known for: the smallest of several bounds, none where one of them is 0."""
+    if any(these is None for these in around):
+        return {}
+    smallest = dict(around[0] or {})
+    for these in around[1:]:
+        smallest = {key: smallest[key].minimum(bounded) for key, bounded in (these or {}).items()}
+    return smallest
+
+
+def _rounded_once(values: Mapping[str, Array], contract: Contract) -> dict[str, Bounded]:
+    cast = {key: rounded(value, contract.io) for key, value in values.items()}
+    return {key: Bounded(value, np.zeros(value.shape)) for key, value in cast.items()}
+
+
 def _generic_holds(name: str, prepared: Prepared, contract: Contract, vjp: bool) -> bool:
     """Whether the generic rule holds for every kernel of the contract, and not for the declaration's own steps alone.
     It casts scores where the declaration has them, after the scale; before it they may overflow, or underflow, earlier.
@@ -240,11 +288,11 @@ def _sharp(name: str, arguments: Arguments, contract: Contract, vjp: bool, oracl
 
 
 def _around(
-    prepared: Prepared, found: Special | None, bounds: Mapping[str, Bounded], exact: bool
+    prepared: Prepared, found: Special | None, known: tuple[dict[str, Array], dict[str, Array]], these: Results
 ) -> dict[str, Bounded]:
-    """The bounds around the values that are known well enough for them."""
-    values, residuals = _values(prepared, found, exact, bounds)
-    return {k: _judged(prepared, found, k, values[k], bounds[k], residuals.get(k)) for k in values}
+    """Bounds by result name around the values that `_values` found."""
+    values, residuals = known
+    return {key: _judged(prepared, found, key, values[key], these[key], residuals.get(key)) for key in values}
 
 
 def _judged(

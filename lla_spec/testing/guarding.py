@@ -85,6 +85,7 @@ class Surroundings:
             owner: {name: value for name, value in vars(found).items() if callable(value) and not name.startswith("_")}
             for owner, found in OWNERS.items()
         }
+        self._read = {owner: operator.itemgetter(*functions) for owner, functions in self.functions.items()}
         self.hooks = {name: dict(getattr(module, name)) for name in HOOKS if hasattr(module, name)}
         self.generators = (random.getstate(), np.random.get_state(), torch.get_rng_state())
 
@@ -107,15 +108,22 @@ class Surroundings:
 
     def _replaced(self) -> Iterator[tuple[str, str]]:
         for owner, functions in self.functions.items():
-            now = vars(OWNERS[owner]).get
-            if all(map(operator.is_, map(now, functions), functions.values())):  # after every case: it has to be quick
+            if self._intact(owner):
                 continue
+            now = vars(OWNERS[owner]).get
             for name, value in functions.items():
                 if _is_torchs_own(now(name), name):
                     functions[name] = now(name)
                 elif now(name) is not value:
                     setattr(OWNERS[owner], name, value)
                     yield owner, name
+
+    def _intact(self, owner: str) -> bool:
+        """Asked after every case, so it has to be quick."""
+        try:
+            return all(map(operator.is_, self._read[owner](vars(OWNERS[owner])), self.functions[owner].values()))
+        except KeyError:  # one is gone
+            return False
 
 
 def _is_torchs_own(found: Any, name: str) -> bool:

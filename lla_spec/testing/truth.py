@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,49 @@ from torch import Tensor, float64
 
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
-from lla_spec.evaluating.operations import bound
+from lla_spec.evaluating.operations import bounds
 from lla_spec.language import Formula
 from lla_spec.testing.inputs import Arguments
 
 Truth = dict[str, Bounded]  # by output: "" for a forward result, the argument's name for a gradient
 
-REMEMBERED, SMALL = 1024, 1 << 12
-"""So many truths of so many entries each, with their errors before and after the cast: at most 100 MB. What has more
-arguments than four times that is computed sooner than its digest is of use."""
+LARGE = 1 << 17  # entries: what has more arguments is computed sooner than its digest is of use
 
-_remembered: OrderedDict[tuple[Any, ...], Truth] = OrderedDict()  # a function of its key alone, so nobody needs to know
+
+class _Memory:
+    """The truths that were used last, up to so many bytes; each is a function of its key alone."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes = limit, 0
+        self.kept: OrderedDict[Hashable, Truth] = OrderedDict()
+
+    def recall(self, key: Hashable) -> Truth | None:
+        if key not in self.kept:
+            return None
+        self.kept.move_to_end(key)
+        return dict(self.kept[key])
+
+    def keep(self, key: Hashable, truth: Truth) -> None:
+        if key not in self.kept:
+            self.kept[key] = dict(truth)
+            self.bytes += _size(truth)
+        while self.bytes > self.limit:
+            _, forgotten = self.kept.popitem(last=False)
+            self.bytes -= _size(forgotten)
+
+
+_memory = _Memory(192 << 20)
+
+
+def _size(truth: Truth) -> int:
+    return sum(array.nbytes for array in _arrays(truth))
+
+
+def _arrays(truth: Truth) -> Iterator[np.ndarray]:
+    for bounded in truth.values():
+        for array in (bounded.value, bounded.error, bounded.before_cast):
+            if isinstance(array, np.ndarray):  # one number alone is no array
+                yield array
 
 
 def as_numpy(value: Any) -> Any:
@@ -41,24 +73,29 @@ def truth_of(
     formula: Formula, arguments: Arguments, contract: Contract, *, vjp: bool, alignment: str = "bottom_right"
 ) -> Truth:
     """Value and bound of every output at these arguments; balls give the value where fp64 is under test."""
-    given = {name: as_numpy(value) for name, value in arguments.items()}
-    small = sum(np.size(value) for value in given.values()) <= 4 * SMALL
-    key = (formula, _digest(given) if small else b"", contract, vjp, alignment)
-    if small and key in _remembered:
-        _remembered.move_to_end(key)
-        return dict(_remembered[key])
-    exact = contract.io.name == "fp64"
-    found = bound(formula.name, given, contract, vjp=vjp, exact=exact, causal_alignment=alignment)
-    truth: Truth = found if isinstance(found, dict) else {"": found}
-    for bounded in truth.values():  # the next one gets the same arrays
-        for array in (bounded.value, bounded.error, bounded.pre_cast_error):
-            if isinstance(array, np.ndarray):  # one number alone is no array
-                array.flags.writeable = False
-    if small and sum(b.value.size for b in truth.values()) <= SMALL:
-        _remembered[key] = dict(truth)
-        if len(_remembered) > REMEMBERED:
-            _remembered.popitem(last=False)
+    (truth,) = truths_of(formula, arguments, (contract,), vjp=vjp, alignment=alignment)
     return truth
+
+
+def truths_of(
+    formula: Formula, arguments: Arguments, contracts: Sequence[Contract], *, vjp: bool, alignment: str = "bottom_right"
+) -> list[Truth]:
+    """As `truth_of` for several contracts of one dtype: the values are computed once."""
+    given = {name: as_numpy(value) for name, value in arguments.items()}
+    few = sum(np.size(value) for value in given.values()) <= LARGE
+    keys = [(formula, _digest(given), contract, vjp, alignment) for contract in contracts] if few else []
+    known = [truth for truth in map(_memory.recall, keys) if truth is not None]
+    if len(known) == len(contracts):
+        return known
+    exact = contracts[0].io.name == "fp64"
+    found = bounds(formula.name, given, contracts, vjp=vjp, exact=exact, causal_alignment=alignment)
+    truths: list[Truth] = [each if isinstance(each, dict) else {"": each} for each in found]
+    for truth in truths:
+        for array in _arrays(truth):  # the next one gets the same arrays
+            array.flags.writeable = False
+    for key, truth in zip(keys, truths, strict=few):
+        _memory.keep(key, truth)
+    return [dict(truth) for truth in truths]
 
 
 def _digest(given: Mapping[str, Any]) -> bytes:

@@ -23,6 +23,14 @@ def test_a_correct_kernel_passes_in_each_dtype_that_it_declares(name, law):
     assert {r.row.id: r.verdict for r in results if r.verdict != expected} == {}, texts(session, results, name)
 
 
+def test_a_kernel_of_another_alignment_that_says_so_passes():
+    told = {"dtypes": ["fp32"], "ops": {"attention": {"policies": {"causal_alignment": "top_left"}}}}
+    aligned = {"attention": wrong.causal_top_left.attention, "LLA_TARGET": told}
+    for law in ("definition", "vjp"):
+        session, results = results_of(aligned, laws=(law,))
+        assert [r.verdict for r in results] == ["pass"], texts(session, results, "aligned")
+
+
 CAUSES = {
     "scale_by_value_dim": ("definition", ("fp32",), "the scale is 1/sqrt(e) instead of 1/sqrt(d)"),
     "causal_top_left": ("definition", ("fp32",), "causal is aligned top-left"),

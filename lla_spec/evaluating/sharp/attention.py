@@ -64,17 +64,33 @@ class _Scores:
     w: Weights
 
 
-def attention(
-    arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U, errors: Errors | None = None
-) -> Bounded:
+@dataclass(frozen=True)
+class Forward:
+    """What the forward pass leaves for the backward one: the scores, the output (..., n, e) and its error before the
+    cast."""
+
+    scores: _Scores
+    out: Array
+    error: Array
+
+    def bound(self, contract: Contract) -> Bounded:
+        """A row without keys is exactly 0."""
+        empty = ~self.scores.w.live.any(-1, keepdims=True)
+        exact = np.broadcast_to(empty, self.out.shape) if empty.any() else None
+        return finish(self.out, self.error, contract, exact=exact)
+
+
+def attention(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U) -> Bounded:
     """q (..., n, d), k (..., m, d), v (..., m, e), mask (..., n, m) bool or None. A row without keys is exactly 0."""
-    model = Roundings(contract, oracle_u)
+    return forward(arguments, Roundings(contract, oracle_u)).bound(contract)
+
+
+def forward(arguments: Arguments, model: Roundings, errors: Errors | None = None) -> Forward:
+    """Scores and output, `errors` by name as above."""
     errors = errors or {}
     scores, v = _scores(arguments, model, errors), _finite(arguments, "v")
     with np.errstate(all="ignore"):
-        value, error = _output(scores, v, errors.get("v"), model)
-    empty = ~scores.w.live.any(-1, keepdims=True)
-    return finish(value, error, contract, exact=np.broadcast_to(empty, value.shape) if empty.any() else None)
+        return Forward(scores, *_output(scores, v, errors.get("v"), model))
 
 
 def _finite(arguments: Arguments, name: str) -> Array:
@@ -232,14 +248,21 @@ def attention_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float =
 
 
 def gradients(
-    arguments: Arguments, model: Roundings, errors: Errors | None = None, *, shared: int = 1
+    arguments: Arguments,
+    model: Roundings,
+    errors: Errors | None = None,
+    *,
+    shared: int = 1,
+    before: Forward | None = None,
 ) -> dict[str, tuple[Array, Array]]:
     """(gradient, error before the cast) of q, k, v, not summed over axes that broadcasting added.
 
-    `shared`: so many query heads, an axis of their own, send their gradients to the same k and v.
+    `shared`: so many query heads, an axis of their own, send their gradients to the same k and v. `before`: the forward
+    pass at these arguments, where it is known.
     """
     errors, contract = errors or {}, model.contract
-    scores = _scores(arguments, model, errors)
+    before = before or forward(arguments, model, errors)
+    scores = before.scores
     q, k, v, g = (_finite(arguments, name) for name in ("q", "k", "v", "grad_output"))
     with np.errstate(all="ignore"):
         looking = scores.w.live.any(-1, keepdims=True)
@@ -247,7 +270,7 @@ def gradients(
         if e_g is not None:
             e_g = np.where(looking, e_g, 0.0)
         p, e_p = scores.w.p, _weight_error(scores, model)
-        ds, e_ds = _score_gradient(scores, p, e_p, v, errors.get("v"), g, e_g, model)
+        ds, e_ds = _score_gradient(before, p, e_p, v, errors.get("v"), g, e_g, model)
         # A row of NaN is NaN in its hidden entries too, and so reaches every key.
         e_p, e_ds = (np.where(may_overflow(scores.w), np.inf, error) for error in (e_p, e_ds))
         # η as well: small weights are subnormal in fp16, where their cast is off by more than u_io.
@@ -288,7 +311,7 @@ def _weight_error(scores: _Scores, model: Roundings) -> Array:
 
 
 def _score_gradient(
-    scores: _Scores,
+    before: Forward,
     p: Array,
     e_p: Array,
     v: Array,
@@ -298,13 +321,13 @@ def _score_gradient(
     model: Roundings,
 ) -> tuple[Array, Array]:
     """(dS, |dS^ - dS|), each (..., n, m)."""
-    promise = model.contract
+    promise, scores = model.contract, before.scores
     off_v = _added(_flushed(v, e_v, model), e_v)
     off_vt = None if off_v is None else np.swapaxes(off_v, -1, -2)
     dp, e_dp, _ = model.contraction(g, np.swapaxes(v, -1, -2), _added(_flushed(g, e_g, model), e_g), off_vt)
     if promise.score_casts:
         e_dp = promise.inner_cast(dp, e_dp)
-    out, e_out = _output(scores, v, e_v, model)
+    out, e_out = before.out, before.error
     d = (p * dp).sum(-1, keepdims=True)
     e_d = np.maximum(
         _dot_error(np.abs(g), np.zeros_like(g) if e_g is None else e_g, np.abs(out), promise.cast(out, e_out), model),

@@ -52,7 +52,7 @@ def grouped_query_attention_vjp(
     """Gradients of q, k, v. A kernel sums dk and dv over all r·n queries of a group, or rounds each head's part to io
     and adds those."""
     model = Roundings(contract, oracle_u)
-    found = _head_gradients(arguments, model, {})
+    found = _head_gradients(arguments, model)
     shapes = {name: array(arguments, name).shape for name in found}
     with np.errstate(all="ignore"):
         folded = {k: (fold_to(shapes[k], value), fold_to(shapes[k], error)) for k, (value, error) in found.items()}
@@ -107,12 +107,16 @@ def _joined(bound: Bounded) -> Bounded:
     return Bounded(bound.value.reshape(shape), bound.error.reshape(shape), bound.pre_cast_error.reshape(shape))
 
 
-def _head_gradients(arguments: Arguments, model: Roundings, errors: single.Errors) -> dict[str, Within]:
+def _head_gradients(
+    arguments: Arguments,
+    model: Roundings,
+    errors: single.Errors | None = None,
+    before: single.Forward | None = None,
+) -> dict[str, Within]:
     """What q (..., h, n, d), k and v (..., g, m, ·) receive, within an error before the last cast."""
     q, k = array(arguments, "q"), array(arguments, "k")
-    found = single.gradients(
-        _grouped(arguments), model, _grouped_errors(errors, k.shape[-3]), shared=q.shape[-3] // k.shape[-3]
-    )
+    moved, shared = _grouped_errors(errors or {}, k.shape[-3]), q.shape[-3] // k.shape[-3]
+    found = single.gradients(_grouped(arguments), model, moved, shared=shared, before=before)
     value, error = found["q"]
     shape = (*value.shape[:-4], q.shape[-3], *value.shape[-2:])
     with np.errstate(all="ignore"):
@@ -147,10 +151,12 @@ def _accumulated(parts: Array, errors: Array, model: Roundings) -> Within:
 
 @dataclass(frozen=True)
 class _Heads:
-    """The arguments of attention, their errors, and its output (..., n, h·b), as a kernel may hold them."""
+    """The arguments of attention and their errors, what its forward pass leaves by groups, and its output
+    (..., n, h·b), as a kernel may hold them."""
 
     arguments: dict[str, Array | None]
     errors: dict[str, Array]
+    grouped: single.Forward
     out: Within
 
 
@@ -164,13 +170,10 @@ def _forward(arguments: Arguments, model: Roundings) -> _Heads:
         given[name], errors[name] = _split(value, count), _split(error, count)
     mask = optional_array(arguments, "mask")
     given["mask"] = None if mask is None else mask[..., None, :, :]
-    bound = _joined(
-        single.attention(
-            _grouped(given), model.contract, oracle_u=model.oracle_u, errors=_grouped_errors(errors, groups)
-        )
-    )
+    grouped = single.forward(_grouped(given), model, _grouped_errors(errors, groups))
+    bound = _joined(grouped.bound(model.contract))
     overflow = np.abs(bound.value) + bound.pre_cast_error >= model.contract.io.overflow_threshold
-    return _Heads(given, errors, (_merged(bound.value), _merged(np.where(overflow, np.inf, bound.error))))
+    return _Heads(given, errors, grouped, (_merged(bound.value), _merged(np.where(overflow, np.inf, bound.error))))
 
 
 def _multi_head_gradients(arguments: Arguments, model: Roundings) -> dict[str, Within]:
@@ -183,7 +186,7 @@ def _multi_head_gradients(arguments: Arguments, model: Roundings) -> dict[str, W
     errors = {**forward.errors, "grad_output": _split(e_dout, heads)}
     cotangents = {
         name: _edge((_merged(value), _merged(error)), model)
-        for name, (value, error) in _head_gradients(upstream, model, errors).items()
+        for name, (value, error) in _head_gradients(upstream, model, errors, forward.grouped).items()
     }
     weights = {name: single._finite(arguments, f"w_{name}") for name in cotangents}
     terms = sum(len(weight) for weight in weights.values())

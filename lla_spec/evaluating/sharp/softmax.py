@@ -108,11 +108,20 @@ def _rises(lower: Array, upper: Array, live: Array, contract: Contract) -> Array
     if lower.size * n <= _PAIRS:
         counts = np.count_nonzero(highest[..., None, :] > lower[..., :, None], axis=-1)
     else:
-        ascending = np.sort(highest.reshape(-1, n), axis=-1)
-        not_above = [row.searchsorted(ends, "right") for row, ends in zip(ascending, lower.reshape(-1, n), strict=True)]
-        counts = n - np.reshape(not_above, lower.shape)
+        counts = n - _not_above(highest.reshape(-1, n), lower.reshape(-1, n)).reshape(lower.shape)
     counts = counts - (highest > lower)  # its own upper end may lie above its lower end
     return np.clip(counts, 0, limit) * live
+
+
+def _not_above(highest: Array, lower: Array) -> Array:
+    """How many of a row's `highest` are not above each of its `lower`, (rows, n). Ends that are looked for in ascending
+    order are found in half the time."""
+    order = np.argsort(lower, axis=-1)
+    ascending, ends = np.sort(highest, axis=-1), np.take_along_axis(lower, order, axis=-1)
+    found = [row.searchsorted(sought, "right") for row, sought in zip(ascending, ends, strict=True)]
+    counts = np.empty(lower.shape, np.int64)
+    np.put_along_axis(counts, order, np.reshape(found, lower.shape), axis=-1)
+    return counts
 
 
 def relative_interval(w: Weights) -> tuple[Array, Array]:
