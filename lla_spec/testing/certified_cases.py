@@ -21,7 +21,7 @@ from lla_spec.testing.cases import Case, CaseError
 from lla_spec.testing.inputs import TORCH_DTYPES, Arguments, Inputs
 from lla_spec.testing.layouts import LAYOUTS
 from lla_spec.testing.spectra import SPECTRA
-from lla_spec.testing.strategies import SMALL
+from lla_spec.testing.strategies import SMALL, among
 from lla_spec.testing.support import ANYTHING, Support
 
 # Powers of two by which a case may be scaled so that squares of its entries, and sums of them, stay normal numbers.
@@ -99,18 +99,18 @@ def certified_cases(
     support: Support = ANYTHING,
 ) -> Case:
     """A random case, inside what the target supports; k lies in 1 … min(m, n), and is all of it one time in eight."""
-    rows, columns = (draw(st.sampled_from([*SMALL[2:] * 3, 47, 64, 2, 2, 1, 1])) for _ in range(2))
+    rows, columns = (draw(among(*SMALL[2:] * 3, 47, 64, 2, 2, 1, 1)) for _ in range(2))
     rows, columns = (max(rows, 2), columns) if formula.least else (rows, columns)
     most = min(rows, columns)
-    k = draw(st.sampled_from([max(1, (3 * most) // 4)] * 7 + [most]))
+    k = draw(among(*[max(1, (3 * most) // 4)] * 7, most))
     k = k if k == most else draw(st.integers(1, k))
     batches = [(), (), (1,), (2,), (3,), (2, 3)] if rows * columns <= 2**10 else [(), (1,), (2,)]
     families = ["normal"] * 4 + [name for name in SPECTRA if name not in ("zeros", "constant", "normal")]
     exponents = [0] * 6 + [1, 3, -1, -3, SCALES[dtype] // 4, -SCALES[dtype] // 4]
     case = Case(
-        formula.name, "definition", dtype, device, _sizes(formula, rows, columns, k), draw(st.sampled_from(batches)),
-        draw(st.sampled_from(families)), draw(st.sampled_from(exponents)),
-        layout=draw(st.sampled_from(["dense"] * 4 + ["transposed", "strided", "sliced", "offset"])),
+        formula.name, "definition", dtype, device, _sizes(formula, rows, columns, k), draw(among(*batches)),
+        draw(among(*families)), draw(among(*exponents)),
+        layout=draw(among(*["dense"] * 4, "transposed", "strided", "sliced", "offset")),
         seed=draw(st.integers(0, 2**32 - 1)),
     )  # fmt: skip
     return case if support.takes(case) else _possible(formula, support.nearest(case))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -12,18 +13,15 @@ import torch
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
-from lla_spec.certified import Certified
 from lla_spec.language import registry
 from lla_spec.testing.addresses import address
 from lla_spec.testing.cases import Case
-from lla_spec.testing.certified_cases import certified_cases
 from lla_spec.testing.diagnose import texts
 from lla_spec.testing.drawing import BACKEND, EVERY_CHECK
 from lla_spec.testing.judge import Judgement
 from lla_spec.testing.known import Known, settle
 from lla_spec.testing.runner import Options, Session, law_of
-from lla_spec.testing.strategies import cases, law_cases
-from lla_spec.testing.targets import TargetError, load, operation_formula
+from lla_spec.testing.targets import TargetError, load
 from lla_spec.testing.verdicts import Result, Row, verdict
 
 Test = Callable[..., Any]
@@ -124,13 +122,11 @@ class RowTest:
 
     def cases(self) -> st.SearchStrategy[Case]:
         """Random cases of this row, inside what the target supports."""
-        row, support = self.row, self.tests.session.target.support(self.row.op)
-        formula = operation_formula(row.op)
-        if isinstance(formula, Certified) and row.law == "definition":
-            return certified_cases(formula, row.dtype, row.device, support)
-        if row.law in ("definition", "vjp"):
-            return cases(formula, row.law, row.dtype, row.device, support)
-        return law_cases(law_of(row), row.dtype, row.device, support)
+        return self._cases
+
+    @cached_property
+    def _cases(self) -> st.SearchStrategy[Case]:
+        return self.tests.session.random_cases(self.row)
 
     def check(self, case: Case) -> None:
         """Judge the covering list (once) and `case`; AssertionError with the whole text where one fails."""

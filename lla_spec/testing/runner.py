@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
+from hypothesis.strategies import SearchStrategy
 
 from lla_spec.certified import Certified
 from lla_spec.evaluating.contracts import Contract
@@ -135,7 +136,7 @@ class Session:
         key = (operation, dtype, device, law)
         if key not in self._probed:
             formula = operation_formula(operation)
-            listed = _listed(formula, law, dtype, device)
+            listed = _listed(Row(operation, law, dtype, device))
             case = self.target.support(operation).nearest(listed[0][1])
             self.announce(case)
             try:
@@ -240,24 +241,22 @@ class Session:
 
     def cases(self, row: Row) -> Iterator[tuple[str, Case]]:
         """(class, case): the covering list inside the target's support, then `examples` random cases ("random")."""
-        formula, support = operation_formula(row.op), self.target.support(row.op)
-        own = row.law in ("definition", "vjp")
-        listed = (
-            _listed(formula, row.law, row.dtype, row.device)
-            if own
-            else law_covering(law_of(row), row.dtype, row.device)
-        )
+        support = self.target.support(row.op)
         if not self.options.at:
+            listed = _listed(row)
             yield from listed if support == ANYTHING else support.inside(listed)
-        if isinstance(formula, Certified) and own:
-            strategy = certified_cases(formula, row.dtype, row.device, support)
-        elif own:
-            strategy = cases(formula, row.law, row.dtype, row.device, support)
-        else:
-            strategy = law_cases(law_of(row), row.dtype, row.device, support)
-        for case in draw(strategy, self.options.examples, self.options.seed, row.id):
+        for case in draw(self.random_cases(row), self.options.examples, self.options.seed, row.id):
             at = {name: size for name, size in self.options.at.items() if name in dict(case.sizes)}
             yield "random", case.with_sizes(at)
+
+    def random_cases(self, row: Row) -> SearchStrategy[Case]:
+        """What hypothesis draws the row's random cases from, inside what the target supports."""
+        formula, support = operation_formula(row.op), self.target.support(row.op)
+        if row.law not in ("definition", "vjp"):
+            return law_cases(law_of(row), row.dtype, row.device, support)
+        if isinstance(formula, Certified):
+            return certified_cases(formula, row.dtype, row.device, support)
+        return cases(formula, row.law, row.dtype, row.device, support)
 
     def count(self, result: Result, name: str, found: Judgement) -> None:
         result.examples += 1
@@ -283,11 +282,14 @@ class Session:
             result.worst = worst_as_json(found.worst, str(found.case))
 
 
-def _listed(formula: Formula, law: str, dtype: str, device: str) -> list[tuple[str, Case]]:
-    """The covering list of "definition" or "vjp"."""
+def _listed(row: Row) -> list[tuple[str, Case]]:
+    """The covering list of a row, by class."""
+    if row.law not in ("definition", "vjp"):
+        return law_covering(law_of(row), row.dtype, row.device)
+    formula = operation_formula(row.op)
     if isinstance(formula, Certified):
-        return certified_covering(formula, dtype, device)
-    return covering(formula, law, dtype, device)
+        return certified_covering(formula, row.dtype, row.device)
+    return covering(formula, row.law, row.dtype, row.device)
 
 
 def law_of(row: Row) -> Law:
