@@ -47,7 +47,7 @@ class _Memory:
             self.bytes -= _size(forgotten)
 
 
-_memory = _Memory(192 << 20)
+_memory = _Memory(96 << 20)
 
 
 def _size(truth: Truth) -> int:
