@@ -95,7 +95,7 @@ class Verification:
         told: list[str] = []
         with self._interruptible() as interrupted:
             pinned, told = self.target.pinned(Known.read(known)) if known else ([], [])
-            self._collect(self.title, rows, results, journal)
+            self._collect(rows, results, journal, interrupted)
             told += self.target.settle(results, pinned)
         places = {row: place for place, row in enumerate(rows)}
         results.sort(key=lambda result: places[result.row])
@@ -114,20 +114,25 @@ class Verification:
             self.out.print(f"{number} known failures written to {self.reports.write_known}", highlight=False)
         return self._status(results, rows, bool(interrupted))
 
-    def _collect(self, title: str, rows: Sequence[Row], results: list[Result], journal: Journal) -> None:
+    def _collect(self, rows: Sequence[Row], results: list[Result], journal: Journal, interrupted: list[bool]) -> None:
         """Add the result of every row that has none yet."""
         there = {result.row for result in results}
         left = [row for row in rows if row not in there]
         with self.progress as bar:
-            task = bar.add_task(title, total=len(rows), completed=len(there))
+            task = bar.add_task(self.title, total=len(rows), completed=len(there))
             for result in self.target.results(left):
                 results.append(result)
                 journal.note(results)
                 bar.update(task, advance=1, description=f"{result.row.op} {result.row.law} {result.row.dtype}")
+                if interrupted:  # in a place where nothing can be raised
+                    raise KeyboardInterrupt
 
     @contextmanager
     def _interruptible(self) -> Iterator[list[bool]]:
-        """Ctrl-C ends what happens inside; the list is empty where it was not pressed."""
+        """Ctrl-C ends what happens inside; the list is empty where it was not pressed.
+
+        Where it comes while Python collects garbage nothing is raised, and Python would print a traceback for that.
+        """
         pressed: list[bool] = []
 
         def interrupt(*_: Any) -> None:
@@ -135,13 +140,19 @@ class Verification:
             self.target.interrupt()
             raise KeyboardInterrupt
 
+        def unraisable(told: Any) -> None:
+            if not (pressed and told.exc_type is KeyboardInterrupt):
+                hook(told)
+
         before = signal.signal(signal.SIGINT, interrupt)
+        hook, sys.unraisablehook = sys.unraisablehook, unraisable
         try:
             yield pressed
         except KeyboardInterrupt:
             pressed.append(True)
         finally:
             signal.signal(signal.SIGINT, before)
+            sys.unraisablehook = hook
 
     def _status(self, results: Sequence[Result], rows: Sequence[Row], interrupted: bool) -> int:
         if interrupted:

@@ -49,6 +49,30 @@ def test_ctrl_c_prints_the_rows_so_far_writes_them_and_says_how_to_go_on(tmp_pat
     assert "interrupted after 3 of 6 rows; go on with --resume" in said.replace("\n", " ") and "3 rows:" in said
 
 
+class InterruptedWhereNothingCanBeRaised(Here):
+    """Ctrl-C is pressed after three rows, while Python takes an object apart."""
+
+    def results(self, rows):
+        class Goes:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+
+        for number, result in enumerate(super().results(rows)):
+            if number == 3:
+                Goes()
+            yield result
+
+
+def test_ctrl_c_that_python_can_only_print_is_heard_and_not_printed(tmp_path, monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    target = InterruptedWhereNothingCanBeRaised(Job("torch_native", None, OPTIONS), 1)
+    status, said, written = verify(tmp_path, target=target)
+    assert status == 130 and len(written["results"]) in (3, 4) and not printed
+    assert "interrupted after" in said
+
+
 def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path):
     status, _, whole = verify(tmp_path, json_name="whole.json")
     verify(tmp_path, target=Interrupted(Job("torch_native", None, OPTIONS), 1))
