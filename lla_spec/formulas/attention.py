@@ -138,7 +138,7 @@ def hull():
 
 @identity
 def masked_is_deleted():
-    """A key that the mask hides is a key that is not there. Catches -1e9 masks, and 0 · NaN."""
+    """A key that the mask hides is a key that is not there. Catches a hidden key that keeps some weight, and 0 · NaN."""
     jj = split(j, j1, j2)
     return Eq(
         attention(

@@ -32,6 +32,7 @@ def certified_covering(formula: Certified, dtype: str, device: str = "cpu") -> l
     """(class, case) for every input class, each once; it begins as covering() does for a formula."""
     base = Case(formula.name, "definition", dtype, device, _sizes(formula, 7, 5, 2), batch=(2,), seed=1)
     classes = [*_shapes(formula, base), *_spectra(formula, base), *_scales(formula, base), *_layouts(formula, base)]
+    classes.append(("k of several tiles", replace(base, sizes=_sizes(formula, 90, 80, 70), batch=(1,))))
     possible = [(name, case) for name, case in classes if not formula.impossible(dict(case.sizes))]
     return [(name, replace(case, seed=number + 1)) for number, (name, case) in enumerate(possible)]
 

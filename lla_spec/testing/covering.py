@@ -48,6 +48,7 @@ def covering(formula: Formula, law: str, dtype: str, device: str = "cpu") -> lis
         *several_tiles(formula, f, base),
         *(_causal_tiles(f, base) if f.causal else ()),
         *(() if formula.rows is not None else _many_matrices(f, base)),
+        *_beyond_fp16(f, base),
     ]
     return [(name, replace(_bounded(f, case), seed=number + 1)) for number, (name, case) in enumerate(classes)]
 
@@ -192,6 +193,21 @@ def _many_matrices(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     """More batches than a kernel takes at once, where they are no rows ("many rows" has those)."""
     small = replace(base, sizes=tuple((name, 2) for name in f.dims))
     yield "many matrices", replace(small, batch=(SEVERAL_TILES,))
+
+
+def _beyond_fp16(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+    """What a kernel of a wider dtype shows that converts to fp16 inside; and a mask that hides by adding -10⁴ or -10⁹:
+    the score of the one kept key is far below that, and its weight is 1 all the same."""
+    wide, forward = replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9)), base.law == "definition"
+    if base.dtype != "fp16" and (forward or not f.exponential):  # the gradient of what is saturated is 0
+        if f.arguments == 1 or not f.exponential:
+            yield "values beyond fp16", replace(wide, exponent=17)
+        elif f.arguments == 3:
+            yield "scores beyond fp16", replace(wide, exponent=9)
+    if f.mask and SCALARS in f.scalars.values():
+        far = 17 if forward and base.dtype != "fp16" else 7  # a gradient knows no score of 2³⁴ to an absolute 1
+        one = replace(wide, family="ones+ones+normal", exponent=far, scale=-0.25, mask="one_key")
+        yield "one key, scores far below zero", one
 
 
 def _long_masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:

@@ -9,7 +9,8 @@ def _open(c):
 
 
 def attention_by(quirk):
-    """The correct attention, spoiled by `quirk`: what it gives of keep, causal and scale replaces what there was."""
+    """The correct attention, spoiled by `quirk`: what it gives of keep, causal, scale and hidden replaces what there
+    was."""
 
     def attention(q, k, v, mask=None, *, is_causal=False, scale=None):
         (n, d), m = q.shape[-2:], k.shape[-2]
@@ -17,10 +18,11 @@ def attention_by(quirk):
         call["scale"] = d**-0.5 if scale is None else scale
         call["keep"] = _open(call) if mask is None else mask
         call["causal"] = _open(call).tril(m - n) if is_causal else _open(call)
+        call["hidden"] = -torch.inf
         call |= quirk(call)
         keep = call["keep"] & call["causal"]
         empty = ~keep.any(-1, keepdim=True)
-        scores = ((q @ k.mT) * call["scale"]).masked_fill(~(keep | empty), -torch.inf)
+        scores = ((q @ k.mT) * call["scale"]).masked_fill(~(keep | empty), call["hidden"])
         return torch.softmax(scores, -1).masked_fill(empty, 0) @ v
 
     return attention
@@ -43,6 +45,8 @@ ATTENTION = {
     "sign of the scale lost where causal alone hides": lambda c: (
         {"scale": abs(c["scale"])} if c["is_causal"] and c["n"] > 64 and bool(c["keep"].all()) else {}
     ),
+    "hidden by a score of -10000": lambda c: {"hidden": -1e4},
+    "hidden by a score of -1e9": lambda c: {"hidden": -1e9},
     "scale of the padded head": lambda c: (
         {"scale": (-(-c["d"] // 16) * 16) ** -0.5} if c["given"] is None and c["d"] > 64 else {}
     ),
@@ -76,6 +80,12 @@ def _first_batches(a, b):
     return found if found.shape[:-2].numel() <= 12 else found[:1].expand_as(found).clone()
 
 
+def _low_rank_of_one_tile(w, k):
+    U, S, Vh = torch.linalg.svd(w, full_matrices=False)
+    k = min(k, 32)
+    return (U[..., :k] * S[..., None, :k]) @ Vh[..., :k, :]
+
+
 def _linear_of_whole_blocks(x, weight, bias=None):
     found = F.linear(x, weight, bias)
     return _first(found, found.shape[-1] - (found.shape[-1] % 256 == 0))
@@ -98,6 +108,7 @@ PATHS = {
     "columns of a product beyond a block": {"matmul": lambda a, b: _first(a @ b, 128)},
     "batches beyond the twelfth": {"matmul": _first_batches},
     "features beyond a block": {"embedding": lambda ids, weight: _first(weight[ids], 64)},
+    "ranks beyond a tile": {"low_rank": _low_rank_of_one_tile},
     "ids in 16 bits": {"embedding": lambda ids, weight: weight[ids.to(torch.int16).long()]},
     "targets in 16 bits": {"cross_entropy": _cross_entropy_of_short_ids},
 }
