@@ -74,16 +74,16 @@ class Judgement:
         return self.worst.ratio if self.worst else 0.0
 
 
-def judge(target: Target, formula: Formula, case: Case, contract: Contract, *, tight: bool = True) -> Judgement:
+def judge(target: Target, formula: Formula, case: Case, contract: Contract) -> Judgement:
     """`target` on one case of the law "definition" or "vjp" of an operation.
 
     Over the statistical bound (λ = 3) here and on at least 5 of 8 redrawn seeds is a failure (6 of 9).
     """
-    found = _judged_once(target, formula, case, contract, tight)
+    found = _judged_once(target, formula, case, contract)
     if found.failed or not _is_over(found):
         return found
     redrawn = [replace(case, seed=case.seed + 7919 * step) for step in range(1, 9)]
-    over = 1 + sum(_is_over(_judged_once(target, formula, again, contract, tight)) for again in redrawn)
+    over = 1 + sum(_is_over(_judged_once(target, formula, again, contract)) for again in redrawn)
     if over < 6:
         return found
     return replace(found, kind="tight", message=f"over the statistical bound (λ = 3) on {over} of 9 seeds")
@@ -93,11 +93,11 @@ def _is_over(found: Judgement) -> bool:
     return found.kind == "bound" or (found.tight_ratio is not None and not (found.tight_ratio <= 1))
 
 
-def _judged_once(target: Target, formula: Formula, case: Case, contract: Contract, tight: bool) -> Judgement:
+def _judged_once(target: Target, formula: Formula, case: Case, contract: Contract) -> Judgement:
     vjp = case.law == "vjp"
     alignment = target.policy(formula.name, "causal_alignment") or "bottom_right"
     inputs = build(formula, case)
-    contracts = (contract, contract.tight()) if tight and _tight_applies(case, contract) else (contract,)
+    contracts = (contract, contract.tight()) if _tight_applies(case, contract) else (contract,)
     truths = truths_of(formula, inputs.arguments, contracts, vjp=vjp, alignment=alignment)
     found = Judgement(case, inputs=inputs.arguments)
     try:

@@ -124,7 +124,7 @@ def test_grouped_gradients_equal_finite_differences(name: str) -> None:
     inputs, mask, options = grouped_case(name, FLOAT64)
     leaves = [x.requires_grad_() for x in inputs]
     assert gradcheck(lambda q, k, v: grouped_query_attention(q, k, v, mask, **options), leaves)
-    assert gradgradcheck(lambda q, k, v: grouped_query_attention(q, k, v, mask, **options), leaves, fast_mode=True)
+    assert gradgradcheck(lambda q, k, v: grouped_query_attention(q, k, v, mask, **options), leaves)
 
 
 # --- the fused path and memory ---
