@@ -208,6 +208,9 @@ def _beyond_fp16(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
         far = 17 if forward and base.dtype != "fp16" else 7  # a gradient knows no score of 2³⁴ to an absolute 1
         one = replace(wide, family="ones+ones+normal", exponent=far, scale=-0.25, mask="one_key")
         yield "one key, scores far below zero", one
+    elif f.mask and f.exponential:  # no scale to turn the sign: among many rows some score is below zero
+        far = 9 if forward and base.dtype != "fp16" else 4
+        yield "one key, scores far from zero", replace(wide, exponent=far, mask="one_key")
 
 
 def _long_masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
