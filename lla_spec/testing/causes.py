@@ -226,6 +226,10 @@ def _times(bounded: Bounded, factor: float) -> Bounded:
 def _rounding_knobs(formula: Formula, found: Judgement, arguments: Arguments, contract: Contract) -> Iterator[Knob]:
     given = {name: as_numpy(value) for name, value in arguments.items()}
     vjp = found.case.law == "vjp"
+    yield Knob(
+        "the maximum is not subtracted before exp: the exponentials over- or underflow",
+        lambda: _as_truth(float32_without_maximum(formula.name, given, contract, vjp=vjp)),
+    )
     if contract.io != contract.acc:
         for each, words in ((False, "are rounded to {} on their way"), (True, "are accumulated in {}")):
             yield Knob(
@@ -241,10 +245,6 @@ def _rounding_knobs(formula: Formula, found: Judgement, arguments: Arguments, co
             )
     else:
         yield from _low_precision_knobs(formula, given, contract, vjp)
-    yield Knob(
-        "the maximum is not subtracted before exp: the exponentials over- or underflow",
-        lambda: _as_truth(float32_without_maximum(formula.name, given, contract, vjp=vjp)),
-    )
 
 
 def _low_precision_knobs(formula: Formula, given: dict[str, object], contract: Contract, vjp: bool) -> Iterator[Knob]:

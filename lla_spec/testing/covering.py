@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from lla_spec.language import Formula, Law
 from lla_spec.testing.cases import Case
-from lla_spec.testing.features import SCALARS, Features, features, few_heads
+from lla_spec.testing.features import POSITIVE_SCALARS, SCALARS, Features, features, few_heads
 from lla_spec.testing.inputs import MASKS
 from lla_spec.testing.pairs import FEW_BALLS, SEVERAL_TILES, several_tiles
 
@@ -49,6 +49,8 @@ def covering(formula: Formula, law: str, dtype: str, device: str = "cpu") -> lis
         *(_causal_tiles(f, base) if f.causal else ()),
         *(() if formula.rows is not None else _many_matrices(f, base)),
         *_beyond_fp16(f, base),
+        *(_far_below_zero(f, base) if f.exponential and not f.mask else ()),
+        *(_nearly_constant(f, base) if POSITIVE_SCALARS in f.scalars.values() else ()),
     ]
     return [(name, replace(_bounded(f, case), seed=number + 1)) for number, (name, case) in enumerate(classes)]
 
@@ -211,6 +213,23 @@ def _beyond_fp16(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     elif f.mask and f.exponential:  # no scale to turn the sign: among many rows some score is below zero
         far = 9 if forward and base.dtype != "fp16" else 4
         yield "one key, scores far from zero", replace(wide, exponent=far, mask="one_key")
+
+
+def _far_below_zero(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+    """Whole rows below -10⁴, and -10⁹ where logits are given: a running maximum that begins there is never replaced."""
+    wide = replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9))
+    if f.arguments == 1:
+        yield "all far below zero", replace(wide, family="below", exponent=25 if base.dtype != "fp16" else 6)
+    else:  # logits are products, and known to their last digits alone
+        far = replace(wide, family="ones+below+normal", exponent=3 if base.dtype != "fp16" else 2)
+        yield "logits far below zero", far
+
+
+def _nearly_constant(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+    """A variance of a millionth of the squares, in 16 bits too: of E[x²] - μ² in float32 hardly a digit is left."""
+    rest = ("zeros", "normal", "normal") if f.arguments > 3 else ("normal", "normal")  # one that is added stays away
+    several = replace(base.with_sizes({f.dims[0]: 37}), batch=(23,))  # each row around its own number
+    yield "rows nearly constant", replace(several, family="+".join(("nearly", *rest, "normal")))
 
 
 def _long_masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:

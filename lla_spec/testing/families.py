@@ -51,6 +51,18 @@ def _far(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
     return (bits.normal(shape) / 1024 + 3) * magnitude
 
 
+def _nearly_constant(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    """Each row one number around 3, and once the next one of bfloat16: as far from zero as different numbers can be."""
+    if not shape:
+        return np.full(shape, 3.0) * magnitude
+    row = (*shape[:-1], 1)
+    values = np.broadcast_to(3 + bits.integers(-32, 33, row) / 64, shape).copy()
+    if shape[-1]:
+        chosen = bits.integers(0, shape[-1], row)
+        np.put_along_axis(values, chosen, np.take_along_axis(values, chosen, -1) + 1 / 64, -1)
+    return values * magnitude
+
+
 def _positive(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
     return (np.abs(bits.normal(shape)) + 2.0**-6) * magnitude
 
@@ -148,6 +160,7 @@ FAMILIES: dict[str, Family] = {
         Family("positive", _positive),
         Family("offset", _offset),
         Family("far", _far),
+        Family("nearly", _nearly_constant),
         Family("cancel", _cancel),
         Family("ones", _ones),
         Family("equal_rows", _equal_rows),

@@ -48,7 +48,10 @@ BY_CAUSE = (
     (r"^sums are", "keep the sum in float32 (or the accumulator's dtype) and round once, at the end"),
     (r"^every step is rounded", "convert the inputs to float32 first, and round the result once"),
     (r"^the (result|argument) of \w+ is rounded", "keep it in the accumulator's dtype; allow_tf32 and autocast round"),
-    (r"maximum is not subtracted", "subtract the maximum of the row before exp: exp(s - s.amax(-1, keepdim=True))"),
+    (
+        r"maximum is not subtracted",
+        "subtract the row's maximum before exp: exp(s - s.amax(-1, keepdim=True)); a running one begins at -inf",
+    ),
     (r"divided by n - 1", "var(-1, unbiased=False): the biased variance"),
     (r"squares are summed", "x.pow(2).mean(-1), not .sum(-1)"),
     (r"lacks the scale", "what multiplies forward multiplies backward: dQ = scale · dS K, dK = scale · dSᵀ Q"),

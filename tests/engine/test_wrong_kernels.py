@@ -229,6 +229,15 @@ def test_a_mistake_in_the_backward_pass_leaves_the_forward_one_right(page, name)
     assert result.verdict == "pass", result.message
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_variance_in_one_pass_is_seen_in_the_rounding_of_sixteen_bits(dtype):
+    """Accumulated in float32, which is right wherever the numbers of a row differ by more than their last bits."""
+    session, row = row_of("wrong_norms", "variance_in_one_pass", "definition", dtype)
+    judging = session.judging(row, session.contract(row))
+    for seed in (0, 1000, 2000):
+        assert any(judging(replace(case, seed=case.seed + seed)).failed for _, case in session.cases(row))
+
+
 def first_failure(page, name, law, seed):
     """The session, and the row as if it had failed first in the class, at other numbers, that shows the least."""
     session, row = row_of(page, name, law, PAGES[page][name].dtype)

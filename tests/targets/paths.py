@@ -61,6 +61,22 @@ def _softmax_without_the_last_maximum(x):
     return torch.where(x.isnan().any(-1, keepdim=True), torch.nan, found / found.sum(-1, keepdim=True))
 
 
+def _exponentials(logits, start):
+    """exp(logits - maximum) and the maximum, a running one that begins at `start`: -inf is where it should."""
+    peak = logits.amax(-1, keepdim=True).clamp(min=start)
+    return torch.exp(logits - peak), peak[..., 0]
+
+
+def _output_softmax_from_10000(h, w_out, bias=None):
+    found, _ = _exponentials(F.linear(h, w_out, bias), -1e4)
+    return found / found.sum(-1, keepdim=True)
+
+
+def _logsumexp_from_a_billion(x):
+    found, peak = _exponentials(x, -1e9)
+    return found.sum(-1).log() + peak
+
+
 def _layer_norm_of_whole_blocks(x, weight=None, bias=None, *, eps=1e-5):
     found = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     return torch.zeros_like(found) if x.shape[-1] % 256 == 0 else found
@@ -101,6 +117,8 @@ def _cross_entropy_of_short_ids(logits, targets, *, ignore_index=-100, reduction
 PATHS = {
     **{words: {"attention": attention_by(quirk)} for words, quirk in ATTENTION.items()},
     "maximum of whole blocks": {"softmax": _softmax_without_the_last_maximum},
+    "running maximum from -10000": {"output_softmax": _output_softmax_from_10000},
+    "running maximum from -1e9": {"logsumexp": _logsumexp_from_a_billion},
     "rows that fill their blocks": {"layer_norm": _layer_norm_of_whole_blocks},
     "eps of rows without weight and bias": {"layer_norm": _layer_norm_with_its_own_eps},
     "columns that fill their blocks": {"linear": _linear_of_whole_blocks},

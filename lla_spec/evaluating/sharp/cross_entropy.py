@@ -134,9 +134,10 @@ def _log_error(rows: _Rows, e_t: Array, model: Roundings) -> Array:
     up = (w.p * np.expm1(clipped)).sum(-1, keepdims=True)
     down = (w.p * -np.expm1(-clipped)).sum(-1, keepdims=True)
     spread = np.maximum(np.log1p(up), -np.log1p(-np.minimum(down, 1 - 1e-16)))
+    furthest = np.where(w.live, y, 0.0).max(-1, keepdims=True, initial=0.0)
+    spread = np.where(furthest <= _WIDEST, spread, furthest)  # a weighted mean of e^y is at most the largest
     gamma = model.gamma(n - 1)
-    total = spread + (-np.log1p(-gamma) if gamma < 1 else np.inf) + n * model.eta
-    return np.where((w.live & ~(y <= _WIDEST)).any(-1, keepdims=True), np.inf, total)
+    return spread + (-np.log1p(-gamma) if gamma < 1 else np.inf) + n * model.eta
 
 
 # ---- VJPs

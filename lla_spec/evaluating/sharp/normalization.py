@@ -18,7 +18,7 @@ keeps the bound finite on constant rows far from 0. The factor by which ρ may g
 the root and the division.
 
 **Result.** (x - μ̂)ρ̂, or xρ̂ - μ̂ρ̂, which rounds relative to |x| + |μ|; then γ and β. Where x itself is off by at most e
-(a sum of two, rounded to io): c by e + mean e, v by 2 mean|c|e + mean e².
+(a sum of two, rounded to io or not, and what either makes of it is known): c by e + mean e, v by 2 mean|c|e + mean e².
 
 **VJP.** ĝ = γ∘g, m₁ = mean ĝ, m₂ = mean ĝ∘x̂, dx = ρ(ĝ - m₁ - x̂ m₂), dγ = Σ g∘x̂, dβ = Σ g. A kernel has ρ and μ from the
 forward pass in the accumulator's dtype. Some take Σĝx - μΣĝ for Σĝc, so that m₂ is off by γ_n relative to |x| + |μ|;
@@ -33,6 +33,7 @@ import numpy as np
 
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
+from lla_spec.evaluating.exactness import rounded
 from lla_spec.evaluating.sharp.roundings import (
     ORACLE_U,
     Arguments,
@@ -132,7 +133,21 @@ def _sum(arguments: Arguments, model: Roundings) -> tuple[Array, Array]:
         for operand in (h, s):
             flushed = model.flushed(operand)
             error = error if flushed is None else error + flushed
-        return value, model.contract.inner_cast(value, error)
+        return value, np.minimum(model.contract.inner_cast(value, error), _sum_rounded(h, s, value, model.contract))
+
+
+def _sum_rounded(h: Array, s: Array, value: Array, contract: Contract) -> Array:
+    """How far value = h + s is from what it is rounded to: to io, to acc, or to acc and then to io. One addition gives
+    nothing else, rounded to nearest; +inf where it may be flushed, or where value is no exact sum."""
+    if contract.rounding != "nearest" or contract.acc.name == "fp64":
+        return np.full(value.shape, np.inf)
+    part = value - h
+    known = ((h - (value - part)) + (s - part) == 0) & (np.abs(value) < contract.io.largest)  # Knuth's TwoSum
+    for number in (h, s, value):
+        known &= (number == 0) | (np.abs(number) >= contract.acc.smallest_normal)
+    accumulated = rounded(value, contract.acc)
+    results = (accumulated, rounded(value, contract.io), rounded(accumulated, contract.io))
+    return np.where(known, np.maximum.reduce([np.abs(result - value) for result in results]), np.inf)
 
 
 def _eps(arguments: Arguments, default: float) -> float:

@@ -88,12 +88,13 @@ def weights(logits: Array, model: Roundings, error: Array | None = None) -> Weig
     x, own = (np.where(live, np.where(np.isnan(part), np.inf, part), 0.0) for part in both)
     clipped = np.minimum(x, _WIDEST)
     up, down = np.expm1(clipped), -np.expm1(-clipped)
-    # Σŵ(1+θ), |θ| <= γ_{n-1}: log of the weighted means of e^±x (never below -x), then of 1-γ; η for each underflow.
+    # Σŵ(1+θ), |θ| <= γ_{n-1}: log of the weighted means of e^±x (between -max x and max x, which is all that is known
+    # beyond the clip), then of 1-γ; η for each underflow, beside a sum >= 1.
     gamma = model.gamma(logits.shape[-1] - 1)
     mean_up, mean_down = (p * up).sum(-1, keepdims=True), (p * down).sum(-1, keepdims=True)
     spread = np.maximum(np.log1p(mean_up), -np.log1p(-np.minimum(mean_down, 1 - 1e-16)))
+    spread = np.where((x > _WIDEST).any(-1, keepdims=True), x.max(-1, keepdims=True, initial=0.0), spread)
     sum_error = spread + (-np.log1p(-gamma) if gamma < 1 else np.inf) + logits.shape[-1] * model.eta
-    sum_error = np.where((x > _WIDEST).any(-1, keepdims=True), np.inf, sum_error)
     log_sum = np.log(np.where(total > 0, total, 1.0))
     return Weights(live, d, p, peak, log_sum, x, own, rises, up, down, peak_error, sum_error)
 
