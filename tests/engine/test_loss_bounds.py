@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,7 +28,17 @@ from lla_spec.testing.judge import worst_entry
 from lla_spec.testing.strategies import cases
 from tests.engine import kernels as plain
 from tests.engine.campaign import Arguments, Kernel, RowName, Topic, judged, judged_on, main, on_one_thread, suite_truth
-from tests.engine.loss_kernels import BACKWARD, FORWARD, SLOW, differentiated, gathered, head_loss, losses_by_logsumexp
+from tests.engine.loss_kernels import (
+    BACKWARD,
+    FORWARD,
+    SLOW,
+    differentiated,
+    gathered,
+    head_loss,
+    losses_by_logsumexp,
+    probabilities,
+)
+from tests.engine.plain_kernels import softmax_in_two_passes
 
 CASES = 24
 ROWS = [(name, law, dtype, "strict") for name in FORWARD for law in ("definition", "vjp") for dtype in DTYPES]
@@ -172,6 +183,29 @@ def test_what_underflows_before_the_cotangent_comes_is_multiplied_by_it() -> Non
     }  # fmt: skip
     for name, kernel in BACKWARD["linear_cross_entropy"].items():
         assert _ratio("linear_cross_entropy", arguments, kernel(**arguments), "fp16") <= 1, name
+
+
+@pytest.mark.parametrize("gap", [40.0, 60.0, 200.0, 250.0])
+def test_logits_that_a_cast_makes_equal_are_within_the_bound(gap: float) -> None:
+    """-76800 and -76800 - gap are one number in bf16: weights of 1 and e^-250 come out as halves."""
+    h, w = torch.tensor([[8.0, 1.0]]).bfloat16(), torch.tensor([[-9600.0, 0.0], [-9600.0, -gap]]).bfloat16()
+    given, g = {"h": h, "w_out": w}, torch.tensor([[1.0, 0.0]]).bfloat16()
+    for by in (None, softmax_in_two_passes):
+        kernel = partial(probabilities, cast=True, by=by)
+        assert kernel(h, w).tolist() == [[0.5, 0.5]]
+        assert _ratio("output_softmax", given, {"": kernel(h, w)}) <= 1
+        slopes = {**given, "grad_output": g}
+        assert _ratio("output_softmax", slopes, differentiated(kernel)(**slopes)) <= 1
+    for target in (0, 1):
+        arguments = {**given, "targets": torch.tensor([target])}
+        kernel = head_loss(losses_by_logsumexp, cast=True)
+        assert _ratio("linear_cross_entropy", arguments, {"": kernel(**arguments)}) <= 1
+        slopes = {**arguments, "grad_output": torch.tensor(1.0).bfloat16()}
+        assert _ratio("linear_cross_entropy", slopes, differentiated(kernel)(**slopes)) <= 1
+    seen = {"q": h, "k": w, "v": torch.tensor([[0.0], [1.0]]).bfloat16(), "scale": 1.0}
+    found, declared = plain.whiteboard_attention(**seen), contract("whiteboard", "bf16")
+    worst = worst_entry({"": found}, suite_truth("attention", seen, declared), declared)
+    assert found.item() == 0.5 and worst is not None and worst.ratio <= 1
 
 
 RISING = [torch.linspace(-87.1, 0.7, n) for n in (9, 17, 33)]

@@ -39,6 +39,7 @@ from lla_spec.evaluating.sharp.softmax import (
     Weights,
     _through_peak,
     apart,
+    grown,
     log_sum_exp,
     may_overflow,
     probability_error,
@@ -74,9 +75,9 @@ class Forward:
     error: Array
 
     def bound(self, contract: Contract) -> Bounded:
-        """A row without keys is exactly 0."""
+        """A row without keys is exactly 0, unless what it does not see may be infinite."""
         empty = ~self.scores.w.live.any(-1, keepdims=True)
-        exact = np.broadcast_to(empty, self.out.shape) if empty.any() else None
+        exact = empty & np.isfinite(self.error) if empty.any() else None
         return finish(self.out, self.error, contract, exact=exact)
 
 
@@ -90,7 +91,18 @@ def forward(arguments: Arguments, model: Roundings, errors: Errors | None = None
     errors = errors or {}
     scores, v = _scores(arguments, model, errors), _finite(arguments, "v")
     with np.errstate(all="ignore"):
-        return Forward(scores, *_output(scores, v, errors.get("v"), model))
+        value, error = _output(scores, v, errors.get("v"), model)
+        return Forward(scores, value, np.where(_lost(errors), np.inf, error))
+
+
+def _lost(errors: Errors) -> Array:
+    """Rows of which nothing is known, (..., n or 1, 1): their own query or cotangent may be infinite, or any key or
+    value, a hidden one too, since 0 · inf and inf - inf are NaN."""
+    lost = np.zeros((1, 1), bool)
+    for name, e in errors.items():
+        axes = (-2, -1) if name in ("k", "v") else (-1,)
+        lost = lost | ~np.isfinite(e).all(axes, keepdims=True)
+    return lost
 
 
 def _finite(arguments: Arguments, name: str) -> Array:
@@ -177,15 +189,14 @@ def _output(scores: _Scores, v: Array, e_v: Array | None, model: Roundings) -> t
     """(O, |Ô - O| before the cast), each (..., n, e)."""
     w, m = scores.w, v.shape[-2]
     value, size = w.p @ v, np.abs(v) if e_v is None else np.abs(v) + e_v
-    relative = w.p * w.up
-    slack = 1 - relative.sum(-1, keepdims=True)
-    grown = w.p * (1 + w.up)
+    slack = 1 - w.up.sum(-1, keepdims=True)
+    most = w.p + w.up
     cast = model.contract.u_out if model.contract.weight_cast else 0.0
     per_weight = join(model.gamma(m), model.operands, cast) + model.few(1) * w.rises
-    moved = _spread(relative, v, value) + (grown * per_weight) @ size
+    moved = _spread(w.up, v, value) + (most * per_weight) @ size
     if e_v is not None:
-        moved = moved + grown @ e_v
-    quotient = join(model.gamma(m), model.few(3)) + model.few(1) * (grown * w.rises).sum(-1, keepdims=True) / slack
+        moved = moved + most @ e_v
+    quotient = join(model.gamma(m), model.few(3)) + model.few(1) * (most * w.rises).sum(-1, keepdims=True) / slack
     underflow = model.eta + (model.contract.eta_out if model.contract.weight_cast else 0.0)
     live = w.live.astype(np.float64)
     error = moved / slack + underflow * (live @ size) + 2 * m * model.eta * (1 + np.abs(value))
@@ -272,7 +283,8 @@ def gradients(
         p, e_p = scores.w.p, _weight_error(scores, model)
         ds, e_ds = _score_gradient(before, p, e_p, v, errors.get("v"), g, e_g, model)
         # A row of NaN is NaN in its hidden entries too, and so reaches every key.
-        e_p, e_ds = (np.where(may_overflow(scores.w), np.inf, error) for error in (e_p, e_ds))
+        unknown = may_overflow(scores.w) | _lost(errors)
+        e_p, e_ds = (np.where(unknown, np.inf, error) for error in (e_p, e_ds))
         # η as well: small weights are subnormal in fp16, where their cast is off by more than u_io.
         e_cast = e_p + np.where(scores.w.live, contract.eta_out if contract.weight_cast else 0.0, 0.0)
         scale, dst, e_dst = scores.scale, np.swapaxes(ds, -1, -2), np.swapaxes(e_ds, -1, -2)
@@ -300,7 +312,7 @@ def _weight_error(scores: _Scores, model: Roundings) -> Array:
     log_sum, e_log = log_sum_exp(w, model)
     size = np.where(w.live, np.abs(scores.s), 0.0)
     moved = scores.error + e_log + model.exp_argument * (size + np.abs(log_sum) + scores.error + e_log) + model.exp_log
-    recomputed = np.where(w.live, w.p * np.expm1(np.minimum(moved, 700.0)) + model.eta, 0.0)
+    recomputed = np.where(w.live, grown(w.p, w.log_p, moved) + model.eta, 0.0)
     recomputed = np.where(np.isfinite(moved) | ~w.live, recomputed, np.inf)
     error = np.maximum(recomputed, probability_error(w, model))
     if model.contract.weight_cast and model.contract.score_casts:
@@ -363,6 +375,8 @@ def _gradient(
     if model.contract.grad_partials == "io" and model.contract.io != model.contract.acc:
         blocks = math.ceil(length / _PARTIAL) * shared
         error = error + blocks * (model.contract.u_out * reach + model.contract.eta_out)
+        kept = np.abs(value) + error if blocks == 1 else reach.sum(-3, keepdims=True) if shared > 1 else reach
+        error = np.where(kept >= model.contract.io.overflow_threshold, np.inf, error)
     if scale != 1.0:
         error = abs(scale) * (error + model.few(3) * reach) + 2 * model.eta
         if (

@@ -26,13 +26,13 @@ from lla_spec.evaluating.sharp.output import at_peak, finite, output_weights, th
 from lla_spec.evaluating.sharp.roundings import ORACLE_U, Arguments, Array, Roundings, array, finish
 from lla_spec.evaluating.sharp.softmax import (
     _LOG_ULPS,
-    _WIDEST,
     Weights,
     _exp_error,
     _through_peak,
     log_sum_exp,
     may_overflow,
     probability_error,
+    spread,
     weights,
 )
 from lla_spec.interface import IGNORE_INDEX
@@ -130,14 +130,9 @@ def _log_error(rows: _Rows, e_t: Array, model: Roundings) -> Array:
     w, n = rows.w, rows.w.p.shape[-1]
     y = w.x + e_t
     np.put_along_axis(y, rows.place, np.maximum(rows.at_target(w.x) - e_t, 0.0), -1)
-    clipped = np.minimum(np.where(w.live, y, 0.0), _WIDEST)
-    up = (w.p * np.expm1(clipped)).sum(-1, keepdims=True)
-    down = (w.p * -np.expm1(-clipped)).sum(-1, keepdims=True)
-    spread = np.maximum(np.log1p(up), -np.log1p(-np.minimum(down, 1 - 1e-16)))
-    furthest = np.where(w.live, y, 0.0).max(-1, keepdims=True, initial=0.0)
-    spread = np.where(furthest <= _WIDEST, spread, furthest)  # a weighted mean of e^y is at most the largest
     gamma = model.gamma(n - 1)
-    return spread + (-np.log1p(-gamma) if gamma < 1 else np.inf) + n * model.eta
+    moved = spread(w.p, w.log_p, np.where(w.live, y, 0.0))
+    return moved + (-np.log1p(-gamma) if gamma < 1 else np.inf) + n * model.eta
 
 
 # ---- VJPs
@@ -189,8 +184,7 @@ def _logit_gradient(rows: _Rows, cotangent: Array, model: Roundings) -> tuple[Ar
     value = (w.p - onehot) * cotangent
     with np.errstate(all="ignore"):
         recomputed = probability_error(w, model)
-        exponent = np.where(w.live, w.d - w.log_sum, 0.0)
-        saved = _exp_error(w.p, exponent, log_sum_exp(w, model)[1] + rows.logit_error, model)
+        saved = _exp_error(w.p, w.log_p, log_sum_exp(w, model)[1] + rows.logit_error, model)
         dp = np.maximum(recomputed, np.where(w.live, np.where(may_overflow(w), np.inf, saved), 0.0))
         error = size * (dp + model.few(5) * (w.p + onehot + dp)) + 3 * model.eta * (1 + size)
         error = _through_peak(error, value, at_peak(w, rows.logit_error), model)

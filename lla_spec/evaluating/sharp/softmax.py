@@ -13,14 +13,16 @@ block. The arguments telescope, |Ŝ_j - m_t| + Σ (m_{t+1} - m_t) = m̂ - Ŝ_j, 
 Every factor adds ε_exp + u, but only when the running maximum rises (else it is exp(0) = 1, exact), and each rise is
 caused by a logit above Ŝ_j: r_j <= min(blocks - 1, #{i : Ŝ_i > Ŝ_j}), in any order and any tree of blocks.
 
-**Interval.** With A = e^x - 1, B = 1 - e^-x the exact quotient ŵ_j/Σŵ lies in [p⁻_j, p⁺_j], where (own weight up, the
-others down, and conversely; written without cancellation, Q_j = 1 - p_j)
+**Interval.** With A_j = p_j (e^x_j - 1), B_j = p_j (1 - e^-x_j) the exact quotient ŵ_j/Σŵ lies in [p⁻_j, p⁺_j], where
+(own weight up, the others down, and conversely; written without cancellation, Q_j = 1 - p_j)
 
-    p⁺ - p = p (Q A_j + Σ_{k≠j} p_k B_k) / (1 + p_j A_j - Σ_{k≠j} p_k B_k)
-    p - p⁻ = p (Q B_j + Σ_{k≠j} p_k A_k) / (1 - p_j B_j + Σ_{k≠j} p_k A_k).
+    p⁺ - p = (Q_j A_j + p_j Σ_{k≠j} B_k) / (1 + A_j - Σ_{k≠j} B_k)
+    p - p⁻ = (Q_j B_j + p_j Σ_{k≠j} A_k) / (1 - B_j + Σ_{k≠j} A_k).
 
-It captures saturation: as p_j -> 1 the numerators vanish. The sum and the division add γ_{n-1} + 3u relatively (the
-division may be a reciprocal and a product). Where exp underflows, ŵ_j is off by η.
+It captures saturation: as p_j -> 1 the numerators vanish, unless some other weight may grow as much. Where an x_j is
+above 1 both ends are taken from log p_k ± x_k instead, which know of a logit that is 400 below the largest and may be
+off by 500. The sum and the division add γ_{n-1} + 3u relatively (the division may be a reciprocal and a product). Where
+exp underflows, ŵ_j is off by η.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.sharp.roundings import ORACLE_U, Arguments, Array, Roundings, array, finish, join
 
-# Beyond e^50 an interval says no more than 0 <= p <= 1; the clip keeps inf - inf out of the formulas.
-_WIDEST = 50.0
+# Beyond e^600 an interval says no more than 0 <= p <= 1; the clip keeps inf - inf out of the formulas.
+_WIDEST = 600.0
 _LOG_ULPS = 2
 _PAIRS = 1 << 14  # of logits, up to which comparing each with each is faster than sorting a row
 
@@ -49,13 +51,14 @@ class Weights:
     live: Array
     d: Array  # S - max S, <= 0
     p: Array
+    log_p: Array
     peak: Array  # (..., 1)
     log_sum: Array  # (..., 1), log Σ exp(d)
     x: Array  # bound on |log ŵ/w|
     own: Array  # what exp, its argument and the rescalings put into x; the logits' own error is the rest
     rises: Array  # r_j, bound on the number of rescalings
-    up: Array  # A_j = e^x - 1
-    down: Array  # B_j = 1 - e^-x
+    up: Array  # A_j = p (e^x - 1)
+    down: Array  # B_j = p (1 - e^-x)
     peak_error: Array  # (..., 1), |m̂ - m|
     sum_error: Array  # (..., 1)
 
@@ -86,17 +89,33 @@ def weights(logits: Array, model: Roundings, error: Array | None = None) -> Weig
     own = own + model.exp_log + rises * (model.exp_log + model.few(1))
     both = (own if error is None else own + error, own)
     x, own = (np.where(live, np.where(np.isnan(part), np.inf, part), 0.0) for part in both)
-    clipped = np.minimum(x, _WIDEST)
-    up, down = np.expm1(clipped), -np.expm1(-clipped)
-    # Σŵ(1+θ), |θ| <= γ_{n-1}: log of the weighted means of e^±x (between -max x and max x, which is all that is known
-    # beyond the clip), then of 1-γ; η for each underflow, beside a sum >= 1.
-    gamma = model.gamma(logits.shape[-1] - 1)
-    mean_up, mean_down = (p * up).sum(-1, keepdims=True), (p * down).sum(-1, keepdims=True)
-    spread = np.maximum(np.log1p(mean_up), -np.log1p(-np.minimum(mean_down, 1 - 1e-16)))
-    spread = np.where((x > _WIDEST).any(-1, keepdims=True), x.max(-1, keepdims=True, initial=0.0), spread)
-    sum_error = spread + (-np.log1p(-gamma) if gamma < 1 else np.inf) + logits.shape[-1] * model.eta
     log_sum = np.log(np.where(total > 0, total, 1.0))
-    return Weights(live, d, p, peak, log_sum, x, own, rises, up, down, peak_error, sum_error)
+    log_p = np.where(live, d - log_sum, -np.inf)
+    # Σŵ(1+θ), |θ| <= γ_{n-1}: the weighted mean of e^±x, then 1-γ; η for each underflow, beside a sum >= 1.
+    gamma = model.gamma(logits.shape[-1] - 1)
+    rounding = (-np.log1p(-gamma) if gamma < 1 else np.inf) + logits.shape[-1] * model.eta
+    sum_error = spread(p, log_p, x) + rounding
+    return Weights(
+        live, d, p, log_p, peak, log_sum, x, own, rises, grown(p, log_p, x), -p * np.expm1(-x), peak_error, sum_error
+    )
+
+
+def grown(p: Array, log_p: Array, x: Array) -> Array:
+    """p (e^x - 1), also where e^x overflows and p underflows; e^600 stands for whatever is more."""
+    return np.where(x <= 1, p * np.expm1(np.minimum(x, 1)), np.exp(np.minimum(log_p + x, _WIDEST)) - p)
+
+
+def spread(p: Array, log_p: Array, x: Array) -> Array:
+    """The most that |log Σ p e^ε| may be for |ε| <= x, p a distribution: (..., 1). A weighted mean of e^±x lies between
+    the smallest and the largest."""
+    widest = x.max(-1, keepdims=True, initial=0.0)
+    upward = np.log1p(grown(p, log_p, x).sum(-1, keepdims=True))
+    fallen = (-p * np.expm1(-x)).sum(-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        rest = np.exp(log_p - x).sum(-1, keepdims=True)  # 1 - fallen has no digit left where this is small
+        downward = np.where(fallen < 0.5, -np.log1p(-np.minimum(fallen, 0.5)), -np.log(rest))
+    found = np.where((log_p + x > _WIDEST).any(-1, keepdims=True), widest, np.maximum(upward, downward))
+    return np.minimum(found, widest)
 
 
 def _rises(lower: Array, upper: Array, live: Array, contract: Contract) -> Array:
@@ -125,22 +144,40 @@ def _not_above(highest: Array, lower: Array) -> Array:
     return counts
 
 
-def relative_interval(w: Weights) -> tuple[Array, Array]:
-    """(p⁺/p - 1, 1 - p⁻/p), (..., n): how far the exact quotient of perturbed weights may move, each way."""
-    pu, pd = w.p * w.up, w.p * w.down
-    others = np.maximum(w.p.sum(-1, keepdims=True) - w.p, 0.0)
-    others_up = np.maximum(pu.sum(-1, keepdims=True) - pu, 0.0)
-    others_down = np.maximum(pd.sum(-1, keepdims=True) - pd, 0.0)
-    higher = (others * w.up + others_down) / np.maximum(1 + pu - others_down, 1e-300)
-    lower = (others * w.down + others_up) / np.maximum(1 - pd + others_up, 1e-300)
-    return np.where(w.live, higher, 0.0), np.where(w.live, np.minimum(lower, 1.0), 0.0)
-
-
 def interval(w: Weights) -> Array:
     """max(p⁺ - p, p - p⁻), (..., n), never above 1."""
-    higher, lower = relative_interval(w)
-    # The plain quotient bound p(e^x/(1-ΣpB) - 1) never beats it, so nothing else is compared here.
-    return np.minimum(w.p * np.maximum(higher, lower), np.maximum(w.p, 1 - w.p))
+    # The plain quotient bound p(e^x/(1-ΣB) - 1) never beats it, so nothing else is compared here.
+    others, others_up, others_down = (np.maximum(a.sum(-1, keepdims=True) - a, 0.0) for a in (w.p, w.up, w.down))
+    higher = (others * w.up + w.p * others_down) / np.maximum(1 + w.up - others_down, 1e-300)
+    lower = (others * w.down + w.p * others_up) / np.maximum(1 - w.down + others_up, 1e-300)
+    moved = np.maximum(higher, np.minimum(lower, w.p))
+    wide = (w.x > 1).any(-1, keepdims=True)
+    if wide.any():
+        moved = np.where(wide, _wide_interval(w), moved)
+    return np.where(w.live, np.minimum(moved, np.maximum(w.p, 1 - w.p)), 0.0)
+
+
+def _wide_interval(w: Weights) -> Array:
+    """The same where weights may change by factors of any size: p⁺ = 1/(1 + e^(L - log p - x)), L the logarithm of the
+    sum of the others' least weights, and p⁻ conversely."""
+    with np.errstate(all="ignore"):
+        least, most = w.log_p - w.x, w.log_p + w.x
+        upper, lower = 1 / (1 + np.exp(_log_others(least) - most)), 1 / (1 + np.exp(_log_others(most) - least))
+        moved = np.maximum(upper - w.p, w.p - lower) + 4 * ORACLE_U
+    return np.where(np.isnan(moved), 1.0, moved)
+
+
+def _log_others(logs: Array) -> Array:
+    """log Σ_{k≠j} e^{l_k}, (..., n): of all but the largest as seen from the largest, however far below it they are."""
+    top = logs.argmax(-1)[..., None]
+    peak, rest = np.take_along_axis(logs, top, -1), logs.copy()
+    np.put_along_axis(rest, top, -np.inf, -1)
+    second = rest.max(-1, keepdims=True, initial=-np.inf)
+    without_top = np.where(second > -np.inf, second + np.log(np.exp(rest - second).sum(-1, keepdims=True)), -np.inf)
+    weights_of_rest = np.exp(rest - peak)
+    found = peak + np.log1p(np.maximum(weights_of_rest.sum(-1, keepdims=True) - weights_of_rest, 0.0))
+    np.put_along_axis(found, top, without_top, -1)
+    return found
 
 
 def probability_error(w: Weights, model: Roundings) -> Array:
@@ -320,8 +357,7 @@ def logsumexp_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float =
     w = weights(x, model)
     value = w.p * g
     log_sum, e_log = log_sum_exp(w, model)
-    exponent = np.where(w.live, w.d - w.log_sum, 0.0)
-    saved = _exp_error(w.p, exponent, contract.cast(log_sum, e_log), model)
+    saved = _exp_error(w.p, w.log_p, contract.cast(log_sum, e_log), model)
     recomputed = probability_error(w, model)
 
     def pullback(dp: Array) -> Array:
@@ -336,12 +372,12 @@ def logsumexp_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float =
     return {"x": finish(value, error, contract, exact=~w.live & np.isfinite(g), nan=nan, unjudged=unjudged | dead_row)}
 
 
-def _exp_error(p: Array, exponent: Array, error: Array, model: Roundings) -> Array:
-    """|exp(ẑ) - p| for |ẑ - exponent| <= error, p = exp(exponent)."""
-    moved = error + model.exp_argument * (np.abs(exponent) + error) + model.exp_log
+def _exp_error(p: Array, log_p: Array, error: Array, model: Roundings) -> Array:
+    """|exp(ẑ) - p| for |ẑ - log p| <= error."""
+    size = np.where(np.isfinite(log_p), np.abs(log_p), 0.0)
     with np.errstate(all="ignore"):
-        grown = np.where(p > 0, p * np.expm1(moved), 0.0)
-    return np.where(np.isnan(grown), np.inf, grown) + model.eta
+        moved = grown(p, log_p, error + model.exp_argument * (size + error) + model.exp_log)
+    return np.where(np.isfinite(error), moved, np.inf) + model.eta
 
 
 def _sum_eta(p: Array, model: Roundings) -> float:
