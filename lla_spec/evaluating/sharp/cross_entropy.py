@@ -29,6 +29,7 @@ from lla_spec.evaluating.sharp.softmax import (
     Weights,
     _exp_error,
     _through_peak,
+    grown,
     log_sum_exp,
     may_overflow,
     probability_error,
@@ -131,7 +132,8 @@ def _log_error(rows: _Rows, e_t: Array, model: Roundings) -> Array:
     y = w.x + e_t
     np.put_along_axis(y, rows.place, np.maximum(rows.at_target(w.x) - e_t, 0.0), -1)
     gamma = model.gamma(n - 1)
-    moved = spread(w.p, w.log_p, np.where(w.live, y, 0.0))
+    y = np.where(w.live, y, 0.0)
+    moved = spread(w.log_p, y, grown(w.p, w.log_p, y), -w.p * np.expm1(-y))
     return moved + (-np.log1p(-gamma) if gamma < 1 else np.inf) + n * model.eta
 
 

@@ -94,27 +94,30 @@ def weights(logits: Array, model: Roundings, error: Array | None = None) -> Weig
     # Σŵ(1+θ), |θ| <= γ_{n-1}: the weighted mean of e^±x, then 1-γ; η for each underflow, beside a sum >= 1.
     gamma = model.gamma(logits.shape[-1] - 1)
     rounding = (-np.log1p(-gamma) if gamma < 1 else np.inf) + logits.shape[-1] * model.eta
-    sum_error = spread(p, log_p, x) + rounding
-    return Weights(
-        live, d, p, log_p, peak, log_sum, x, own, rises, grown(p, log_p, x), -p * np.expm1(-x), peak_error, sum_error
-    )
+    up, down = grown(p, log_p, x), -p * np.expm1(-x)
+    sum_error = spread(log_p, x, up, down) + rounding
+    return Weights(live, d, p, log_p, peak, log_sum, x, own, rises, up, down, peak_error, sum_error)
 
 
 def grown(p: Array, log_p: Array, x: Array) -> Array:
     """p (e^x - 1), also where e^x overflows and p underflows; e^600 stands for whatever is more."""
+    if x.max(initial=0.0) <= 1:
+        return p * np.expm1(x)
     return np.where(x <= 1, p * np.expm1(np.minimum(x, 1)), np.exp(np.minimum(log_p + x, _WIDEST)) - p)
 
 
-def spread(p: Array, log_p: Array, x: Array) -> Array:
-    """The most that |log Σ p e^ε| may be for |ε| <= x, p a distribution: (..., 1). A weighted mean of e^±x lies between
-    the smallest and the largest."""
+def spread(log_p: Array, x: Array, up: Array, down: Array) -> Array:
+    """The most that |log Σ p e^ε| may be for |ε| <= x, where p grows by `up` or falls by `down`: (..., 1).
+    A weighted mean of e^±x lies between the smallest and the largest."""
+    fallen = down.sum(-1, keepdims=True)
+    upward, downward = np.log1p(up.sum(-1, keepdims=True)), -np.log1p(-np.minimum(fallen, 1 - 1e-16))
     widest = x.max(-1, keepdims=True, initial=0.0)
-    upward = np.log1p(grown(p, log_p, x).sum(-1, keepdims=True))
-    fallen = (-p * np.expm1(-x)).sum(-1, keepdims=True)
-    with np.errstate(divide="ignore"):
-        rest = np.exp(log_p - x).sum(-1, keepdims=True)  # 1 - fallen has no digit left where this is small
-        downward = np.where(fallen < 0.5, -np.log1p(-np.minimum(fallen, 0.5)), -np.log(rest))
-    found = np.where((log_p + x > _WIDEST).any(-1, keepdims=True), widest, np.maximum(upward, downward))
+    if widest.max(initial=0.0) <= 1:
+        return np.maximum(upward, downward)
+    with np.errstate(divide="ignore"):  # 1 - fallen has no digit left where this sum is small
+        rest = -np.log(np.exp(log_p - x).sum(-1, keepdims=True))
+    found = np.maximum(upward, np.where(fallen < 0.5, downward, rest))
+    found = np.where((log_p + x > _WIDEST).any(-1, keepdims=True), widest, found)
     return np.minimum(found, widest)
 
 
