@@ -1,7 +1,7 @@
 """Rounding-error bounds of scaled dot-product attention and its VJP.
 
 S = scale·QKᵀ within E, P = softmax(S), O = PV. Write ŵ_j = w_j(1 + ε_j) for the unnormalised weights, |ε_j| <= R_j
-= e^{x_j} - 1 (softmax.py). Were all else exact, the quotient would be off by exactly
+= e^{x_j} - 1 (weights.py). Were all else exact, the quotient would be off by exactly
 
     Ô - O = Σ_j p_j ε_j (v_j - O) / (1 + Σ_j p_j ε_j),
 
@@ -35,9 +35,9 @@ from lla_spec.evaluating.sharp.roundings import (
     join,
     optional_array,
 )
-from lla_spec.evaluating.sharp.softmax import (
+from lla_spec.evaluating.sharp.softmax import _through_peak
+from lla_spec.evaluating.sharp.weights import (
     Weights,
-    _through_peak,
     apart,
     grown,
     log_sum_exp,

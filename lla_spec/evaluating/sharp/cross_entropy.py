@@ -1,6 +1,6 @@
 """Rounding-error bounds of cross_entropy, linear_cross_entropy and their VJPs, over the last axis of the logits.
 
-ℓ = log Σ_j exp(z_j) - z_t. A kernel has logits within E of z and forms ŵ_j = exp(ẑ_j - m̂) within x_j (softmax.py,
+ℓ = log Σ_j exp(z_j) - z_t. A kernel has logits within E of z and forms ŵ_j = exp(ẑ_j - m̂) within x_j (weights.py,
 E included). Seen from the target, log ŝ - (ẑ_t - m̂) = log Σ_j exp(ẑ_j - ẑ_t): the target's own logit does not move,
 and the others move by E_j + E_t. With y_j = x_j + E_t for j ≠ t and y_t = x_t - E_t
 
@@ -24,11 +24,10 @@ from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.sharp.output import at_peak, finite, output_weights, through_linear
 from lla_spec.evaluating.sharp.roundings import ORACLE_U, Arguments, Array, Roundings, array, finish
-from lla_spec.evaluating.sharp.softmax import (
+from lla_spec.evaluating.sharp.softmax import _exp_error, _through_peak
+from lla_spec.evaluating.sharp.weights import (
     _LOG_ULPS,
     Weights,
-    _exp_error,
-    _through_peak,
     grown,
     log_sum_exp,
     may_overflow,

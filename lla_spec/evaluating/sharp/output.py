@@ -22,10 +22,9 @@ from lla_spec.evaluating.sharp.roundings import (
     finish,
     optional_array,
 )
-from lla_spec.evaluating.sharp.softmax import (
+from lla_spec.evaluating.sharp.softmax import _softmax_pullback, _through_peak
+from lla_spec.evaluating.sharp.weights import (
     Weights,
-    _softmax_pullback,
-    _through_peak,
     apart,
     probability_error,
     weights,
