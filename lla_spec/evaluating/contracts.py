@@ -54,6 +54,20 @@ class Precision:
         spacing = np.where(magnitude > 0, np.ldexp(self.unit_roundoff, exponent - 1), 0.0)
         return np.where(finite, spacing, np.inf)
 
+    def settles(self, value: np.ndarray, error: np.ndarray) -> np.ndarray:
+        """Where rounding a number within `error` of `value` must give `value`: one of the format's own normal numbers,
+        and nearer than half the way to its neighbours. A power of two has one at half the spacing below it.
+
+        >>> PRECISIONS["bf16"].settles(np.array([0.25, 0.25, 0.3]), np.array([1e-6, 1e-3, 1e-6])).tolist()
+        [True, False, False]
+        """
+        magnitude = np.abs(value)
+        half = self.half_spacing(magnitude)
+        with np.errstate(all="ignore"):
+            steps = magnitude / (2 * half)
+            normal = (magnitude - error >= self.smallest_normal) & (magnitude <= self.largest)
+            return (normal & (steps == np.rint(steps)) & (error < half / 2)) | ((magnitude == 0) & (error == 0))
+
 
 def _precision(name: str, bits: int, exponent_max: int, *, subnormal_bits: int | None = None) -> Precision:
     """`bits` of significand with the hidden one; emin = 1 - emax, as IEEE 754 has it."""
@@ -199,11 +213,12 @@ class Contract:
         """Error after rounding to io a number within `error` of `value`.
 
         The number has magnitude <= |value| + error, so rounding to nearest moves it by at most half the spacing
-        there, plus η_out where it underflows.
+        there, plus η_out where it underflows; and not away from a value that the format has, if it is near enough.
         """
         if self.io == self.acc:
             return error
-        return error + self.io.half_spacing(np.abs(value) + error) + self.eta_out
+        moved = self.io.half_spacing(np.abs(value) + error) + self.eta_out
+        return error + np.where(self.io.settles(value, error), 0.0, moved)
 
     def inner_cast(self, value: np.ndarray, error: np.ndarray) -> np.ndarray:
         """`cast` in the middle of a computation: +inf where the cast may overflow, since nothing is known after it."""

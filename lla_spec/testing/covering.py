@@ -13,7 +13,7 @@ from dataclasses import replace
 from lla_spec.language import Formula, Law
 from lla_spec.testing.cases import Case
 from lla_spec.testing.features import POSITIVE_SCALARS, SCALARS, Features, features, few_heads
-from lla_spec.testing.inputs import MASKS
+from lla_spec.testing.inputs import MASKS, arguments_of
 from lla_spec.testing.pairs import FEW_BALLS, SEVERAL_TILES, several_tiles
 
 LARGEST = {"fp64": 10, "fp32": 120, "bf16": 7, "fp16": 7}  # exponents of 2 that keep a product of two finite
@@ -51,6 +51,7 @@ def covering(formula: Formula, law: str, dtype: str, device: str = "cpu") -> lis
         *_beyond_fp16(f, base),
         *(_far_below_zero(f, base) if f.exponential and not f.mask else ()),
         *(_nearly_constant(f, base) if POSITIVE_SCALARS in f.scalars.values() else ()),
+        *(_equal_weights(formula, f, base) if f.exponential else ()),
     ]
     return [(name, replace(_bounded(f, case), seed=number + 1)) for number, (name, case) in enumerate(classes)]
 
@@ -230,6 +231,18 @@ def _nearly_constant(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     rest = ("zeros", "normal", "normal") if f.arguments > 3 else ("normal", "normal")  # one that is added stays away
     several = replace(base.with_sizes({f.dims[0]: 37}), batch=(23,))  # each row around its own number
     yield "rows nearly constant", replace(several, family="+".join(("nearly", *rest, "normal")))
+
+
+def _equal_weights(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Case]]:
+    """Equal scores of four: all weights are 1/4, and from units the rest comes without a rounding, in 16 bits too. A
+    factor of 1.01 has nothing to hide in."""
+    four = replace(base, sizes=tuple((name, 1 if name in f.heads else 4) for name in f.dims))
+    if f.arguments == 1:
+        yield "four equal logits", replace(four, family="equal_rows", batch=(4,))
+        return
+    for name in f.scored:
+        families = ["zeros" if p in f.shifts or p == name else "units" for p in arguments_of(formula)]
+        yield f"{name} = 0, all weights equal", replace(four, family="+".join(families), batch=(4,))
 
 
 def _long_masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:

@@ -17,11 +17,13 @@ Fill = Callable[[Bits, Sequence[int], float], np.ndarray]
 
 @dataclass(frozen=True)
 class Family:
-    """`fill(bits, shape, magnitude)`. `random_mantissas`: rounding errors are independent, so the tight tier holds."""
+    """`fill(bits, shape, magnitude)`. `random_mantissas`: rounding errors are independent, so the tight tier holds.
+    `cotangent`: where an argument is of this family, the cotangent is as well (else it is normal)."""
 
     name: str
     fill: Fill
     random_mantissas: bool = False
+    cotangent: bool = False
 
 
 def _normal(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
@@ -87,6 +89,12 @@ def _equal_rows(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarra
 
 def _ties(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
     return bits.integers(-1, 2, shape).astype(np.float64) * magnitude
+
+
+def _units(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    """-1, 0 and 1, the cotangent too: sums of a few products fit 8 bits, and the result of a chain of them may be exact
+    in every format."""
+    return bits.integers(-1, 2, shape).astype(np.float64)
 
 
 def _powers_of_two(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
@@ -165,6 +173,7 @@ FAMILIES: dict[str, Family] = {
         Family("ones", _ones),
         Family("equal_rows", _equal_rows),
         Family("ties", _ties),
+        Family("units", _units, cotangent=True),
         Family("pow2", _powers_of_two),
         Family("ints", _integers),
         Family("dominant", _dominant),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
 import sympy as sp
 
-from lla_spec.interface import is_per_matrix
+from lla_spec.interface import is_per_matrix, torch_shape
 from lla_spec.language import Formula
 from lla_spec.substituting import expand
-from lla_spec.tensors import Dim, Index, definitions
+from lla_spec.tensors import Dim, Index, Tensor, definitions, inputs
 from lla_spec.testing.inputs import hidden_arguments, is_weights
 
 SCALARS = (0.5, -0.25, 3.0, 0.0)  # of a score's scale: of any sign, and 0, which `scale or default` takes for None
@@ -38,6 +39,8 @@ class Features:
     hides: bool  # the mask can hide entries of an argument
     each: tuple[str, ...]  # what all rows may share, and each matrix of them may have of its own
     arguments: int
+    scored: tuple[str, ...]  # without one of these all that is exponentiated is equal: weights, else matrices
+    shifts: tuple[str, ...]  # vectors beside them
 
 
 @cache
@@ -52,7 +55,10 @@ def features(formula: Formula) -> Features:
     summed = {limit.dim for total in entry.atoms(sp.Sum) for limit in _bound(total)}
     masks = [p for p in own if p.role and p.role.kind == "mask" and p.role.argument]
     causal = next(((p.axes[-2].dim.name, p.axes[-1].dim.name) for p in masks if p.role and p.role.causal), None)
-    exponential = any(t.body is not None and t.body.has(sp.exp) for t in definitions(formula.result))
+    raised = [t for t in definitions(formula.result) if t.body is not None and t.body.has(sp.exp)]
+    exponential = bool(raised)
+    scores = [p for p in inputs(*raised) if p.role and p.role.kind == "real" and p.role.argument]
+    matrices = [p for p in scores if len(torch_shape(formula, p, dict.fromkeys((d.name for d in found), 1))) > 1]
     return Features(
         dims=tuple(dim.name for dim in found),
         summed=tuple(dim.name for dim in found if dim in summed),
@@ -76,7 +82,13 @@ def features(formula: Formula) -> Features:
         hides=bool(masks) and bool(hidden_arguments(formula)),
         each=tuple(p.role.argument for p in own if p.role and is_per_matrix(formula, p)),
         arguments=sum(1 for p in own if p.role and p.role.kind == "real" and p.role.argument),
+        scored=_names([p for p in matrices if is_weights(p)] or matrices),
+        shifts=_names(p for p in scores if p not in matrices),
     )  # fmt: skip
+
+
+def _names(parameters: Iterable[Tensor]) -> tuple[str, ...]:
+    return tuple(p.role.argument for p in parameters if p.role)
 
 
 def _bound(total: sp.Sum) -> list[Index]:

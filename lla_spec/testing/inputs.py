@@ -90,7 +90,8 @@ def build(formula: Formula, case: Case) -> Inputs:
             arguments[name] = _place(values, case, layouts[position % len(layouts)])
     arguments.update(count_values(formula, dict(case.sizes)))
     if case.law == "vjp":
-        values = _values(case, "grad_output", shape_of(formula, formula.result, case), "normal", min(case.exponent, 0))
+        family = next((name for name in case.family.split("+") if FAMILIES[name].cotangent), "normal")
+        values = _values(case, "grad_output", shape_of(formula, formula.result, case), family, min(case.exponent, 0))
         arguments["grad_output"] = _place(values, case, case.grad)
     _plant(formula, case, arguments, keep)
     return Inputs(arguments)

@@ -295,7 +295,7 @@ BLOCKS: dict[str, dict[str, Kernel]] = {
     },
     "scaled q and k": {
         "scale in q": partial(block, attend=repeated(partial(whiteboard_attention, fold="q")), linear=linear_in_io),
-        "torch by steps": partial(block, attend=torch_grouped_by_steps),
+        "torch by steps": partial(block, attend=torch_grouped_by_steps, linear=linear_in_io),
     },
     "tf32": {
         "tf32": partial(block, attend=repeated(partial(whiteboard_attention, product=matmul_tf32)), linear=tf32_linear)

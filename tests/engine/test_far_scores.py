@@ -8,39 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lla_spec.evaluating.contracts import contract
 from lla_spec.language import registry
 from lla_spec.testing.cases import Case, parse
 from lla_spec.testing.drawing import draw
-from lla_spec.testing.inputs import build
-from lla_spec.testing.judge import worst_entry
 from lla_spec.testing.strategies import cases
-from lla_spec.testing.truth import truth_of
-from tests.engine import campaign, kernels, multi_head_kernels, soundness, test_loss_bounds
-from tests.engine.kernels import CONTRACTS
+from tests.engine.every_kernel import HEADS, LOGITS, kernels_of, rows, worst_of
 
-HEADS = ("grouped_query_attention", "multi_head_attention")
-LOGITS = ("softmax", "log_softmax", "logsumexp", "output_softmax", "cross_entropy", "linear_cross_entropy")
 FAMILIES = ("normal", "pow2", "below+normal+normal", "ones+below+normal", "offset", "equal_rows", "nearly")
 
 
-def kernels_of(operation, law, promise):
-    if operation in kernels.FORWARD:
-        return kernels.kernels_of(operation, law, promise)
-    if operation in HEADS:
-        return multi_head_kernels.kernels_of(operation, law, promise)
-    return test_loss_bounds.kernels_of(operation, law, promise) if promise == "strict" else {}
-
-
-ROWS = [
-    (operation, law, dtype, promise)
-    for operation in ("attention", *HEADS, *LOGITS)
-    for law in ("definition", "vjp")
-    for dtype in ("fp32", "bf16", "fp16")
-    for promise in CONTRACTS
-    if (dtype == "fp32") == (promise == "tf32") or promise == "strict"
-    if kernels_of(operation, law, promise)
-]
+ROWS = rows(("attention", *HEADS, *LOGITS))
 
 
 def far(case: Case, number: int) -> Case:
@@ -50,18 +27,6 @@ def far(case: Case, number: int) -> Case:
     small = case.with_sizes({name: min(size, 6) for name, size in case.sizes})
     family = FAMILIES[rng.integers(len(FAMILIES))]
     return replace(small, batch=(2,), family=family, exponent=exponent, special="none", causal=False)
-
-
-def worst_of(case, promise, kernel):
-    """Where the kernel is furthest off, in terms of its contract's bound; None where nothing is judged."""
-    formula, declared, vjp = registry.formulas[case.op], contract(CONTRACTS[promise], case.dtype), case.law == "vjp"
-    arguments = {key: value for key, value in build(formula, case).arguments.items() if key != "is_causal"}
-    truth = truth_of(formula, arguments, declared, vjp=vjp)
-    if case.op in kernels.FORWARD:
-        outputs = soundness.outputs_of(kernel, arguments, truth)
-    else:
-        outputs = campaign.outputs_of(kernel, arguments)
-    return worst_entry(outputs, truth, declared)
 
 
 @pytest.mark.parametrize(("operation", "law", "dtype", "promise"), ROWS)

@@ -43,6 +43,7 @@ from lla_spec.evaluating.sharp.weights import (
     log_sum_exp,
     may_overflow,
     probability_error,
+    weight_cast,
     weights,
 )
 
@@ -176,13 +177,23 @@ def _flushed(operand: Array, given: Array | None, model: Roundings) -> Array | N
 
 def _cast_at(value: Array, error: Array, other: Array, ratio: float, promise: Contract) -> Array:
     """The error after a cast to io of numbers within `error` of `value`, or of the same numbers divided by `ratio`,
-    which are at most `other`: a kernel may round scores before it multiplies by the scale or after it, and spacing,
-    underflow and overflow of the format are others there."""
+    which are at most `other`; +inf where either may overflow."""
     if promise.io == promise.acc:
         return error
-    reach, io = np.abs(value) + error, promise.io
-    moved = np.maximum(io.half_spacing(reach), ratio * io.half_spacing(other)) + promise.eta_out * max(1.0, ratio)
-    return np.where(np.maximum(reach, other) >= io.overflow_threshold, np.inf, error + moved)
+    moved = _moved_at(value, error, other, ratio, promise)
+    return np.where(np.maximum(np.abs(value) + error, other) >= promise.io.overflow_threshold, np.inf, error + moved)
+
+
+def _moved_at(value: Array, error: Array, other: Array, ratio: float, promise: Contract) -> Array:
+    """How far that cast moves them: a kernel may round before it multiplies by the scale or after it, and spacing and
+    underflow of the format are others there."""
+    io = promise.io
+    moved = np.maximum(io.half_spacing(np.abs(value) + error), ratio * io.half_spacing(other))
+    moved = moved + promise.eta_out * max(1.0, ratio)
+    if math.frexp(ratio)[0] != 0.5:
+        return moved
+    normal = (np.abs(value) - error >= ratio * io.smallest_normal) | (value == 0)
+    return np.where(io.settles(value, error) & normal, 0.0, moved)  # the format has both numbers, or neither
 
 
 def _output(scores: _Scores, v: Array, e_v: Array | None, model: Roundings) -> tuple[Array, Array]:
@@ -191,7 +202,7 @@ def _output(scores: _Scores, v: Array, e_v: Array | None, model: Roundings) -> t
     value, size = w.p @ v, np.abs(v) if e_v is None else np.abs(v) + e_v
     slack = 1 - w.up.sum(-1, keepdims=True)
     most = w.p + w.up
-    cast = model.contract.u_out if model.contract.weight_cast else 0.0
+    cast = weight_cast(w, model)
     per_weight = join(model.gamma(m), model.operands, cast) + model.few(1) * w.rises
     moved = _spread(w.up, v, value) + (most * per_weight) @ size
     if e_v is not None:
@@ -202,14 +213,15 @@ def _output(scores: _Scores, v: Array, e_v: Array | None, model: Roundings) -> t
     error = moved / slack + underflow * (live @ size) + 2 * m * model.eta * (1 + np.abs(value))
     error = error + quotient * (np.abs(value) + error)
     if not (slack > 0).all():
-        error = np.where(slack > 0, error, _hull(scores, v, e_v, value, cast, model))
+        error = np.where(slack > 0, error, _hull(scores, v, e_v, value, model))
     return value, np.where(may_overflow(w), np.inf, error)
 
 
-def _hull(scores: _Scores, v: Array, e_v: Array | None, value: Array, cast: float, model: Roundings) -> Array:
+def _hull(scores: _Scores, v: Array, e_v: Array | None, value: Array, model: Roundings) -> Array:
     """Where the weights' errors say nothing any more: weights that are >= 0 and sum to 1 stay in the hull of the
     values, so |Ô - O| <= max_j |v_j - O| beside the roundings; +inf where a score itself may overflow."""
-    live, m = scores.w.live, v.shape[-2]
+    live, m, contract = scores.w.live, v.shape[-2], model.contract
+    cast, underflow = (contract.u_out, contract.eta_out) if contract.weight_cast else (0.0, 0.0)
     farthest, largest = np.zeros(value.shape), np.zeros(value.shape)
     for j in range(m):
         row = v[..., j : j + 1, :]
@@ -220,8 +232,8 @@ def _hull(scores: _Scores, v: Array, e_v: Array | None, value: Array, cast: floa
     relative = join(model.gamma(m), model.gamma(m), model.operands, cast, model.few(3), model.few(2 * m))
     finite = np.isfinite(scores.error) | ~live
     reach = np.where(live, np.abs(scores.s) + scores.error, 0.0)
-    safe = (finite & (reach < model.contract.acc.overflow_threshold)).all(-1, keepdims=True)
-    underflow = (model.eta + (model.contract.eta_out if cast else 0.0)) * 2 * m * (1 + largest)
+    safe = (finite & (reach < contract.acc.overflow_threshold)).all(-1, keepdims=True)
+    underflow = (model.eta + underflow) * 2 * m * (1 + largest)
     return np.where(safe, farthest + relative * (largest + farthest) + underflow, np.inf)
 
 
@@ -287,6 +299,7 @@ def gradients(
         e_p, e_ds = (np.where(unknown, np.inf, error) for error in (e_p, e_ds))
         # η as well: small weights are subnormal in fp16, where their cast is off by more than u_io.
         e_cast = e_p + np.where(scores.w.live, contract.eta_out if contract.weight_cast else 0.0, 0.0)
+        e_cast = e_cast + weight_cast(scores.w, model) * (p + e_p)
         scale, dst, e_dst = scores.scale, np.swapaxes(ds, -1, -2), np.swapaxes(e_ds, -1, -2)
         pt, e_pt = np.swapaxes(p, -1, -2), np.swapaxes(e_cast, -1, -2)
         e_k, e_q = _scaled(k, scale, model, errors.get("k")), _scaled(q, scale, model, errors.get("q"))
@@ -298,12 +311,8 @@ def gradients(
         return {
             "q": (dq, np.where(lost_k, np.inf, e_dq)),
             "k": (dk, np.where(lost_q, np.inf, e_dk)),
-            "v": _gradient(pt, e_pt, g, e_g, 1.0, _weight_cast(model), model, shared),
+            "v": _gradient(pt, e_pt, g, e_g, 1.0, 0.0, model, shared),
         }
-
-
-def _weight_cast(model: Roundings) -> float:
-    return model.contract.u_out if model.contract.weight_cast else 0.0
 
 
 def _weight_error(scores: _Scores, model: Roundings) -> Array:
@@ -332,27 +341,34 @@ def _score_gradient(
     e_g: Array | None,
     model: Roundings,
 ) -> tuple[Array, Array]:
-    """(dS, |dS^ - dS|), each (..., n, m)."""
+    """(dS, |dS^ - dS|), each (..., n, m). Where weights are rounded, either dS is as well, or what comes back to them:
+    autograd gives the weights that were cast a gradient dP in io. Where scores are rounded, both are."""
     promise, scores = model.contract, before.scores
     off_v = _added(_flushed(v, e_v, model), e_v)
     off_vt = None if off_v is None else np.swapaxes(off_v, -1, -2)
     dp, e_dp, _ = model.contraction(g, np.swapaxes(v, -1, -2), _added(_flushed(g, e_g, model), e_g), off_vt)
-    if promise.score_casts:
-        e_dp = promise.inner_cast(dp, e_dp)
-    out, e_out = before.out, before.error
     d = (p * dp).sum(-1, keepdims=True)
-    e_d = np.maximum(
-        _dot_error(np.abs(g), np.zeros_like(g) if e_g is None else e_g, np.abs(out), promise.cast(out, e_out), model),
-        _dot_error(p, e_p, np.abs(dp), e_dp, model),
-    )
     ds = p * (dp - d)
-    both = np.abs(dp) + np.abs(d) + e_dp + e_d
-    error = e_p * np.abs(dp - d) + (p + e_p) * (e_dp + e_d + model.few(4) * both) + 2 * model.eta
-    error = error + ((p + e_p) * apart(scores.w) + 2 * model.eta) * (np.abs(d) + e_d)  # as in softmax_vjp
-    error = _through_peak(error, ds, scores.w.live & (scores.w.d == 0), model)
-    scale = abs(scores.scale)
-    for _ in range(max(promise.score_casts, int(promise.weight_cast))):
-        error = _cast_at(ds, error, scale * (np.abs(ds) + error), 1 / scale if scale else 1.0, promise)
+    out, e_out = np.abs(before.out), promise.cast(before.out, before.error)
+    saved = _dot_error(np.abs(g), np.zeros_like(g) if e_g is None else e_g, out, e_out, model)
+
+    def error_of(e_dp: Array, casts: int) -> Array:
+        e_d = np.maximum(saved, _dot_error(p, e_p, np.abs(dp), e_dp, model))
+        both = np.abs(dp) + np.abs(d) + e_dp + e_d
+        error = e_p * np.abs(dp - d) + (p + e_p) * (e_dp + e_d + model.few(4) * both) + 2 * model.eta
+        error = error + ((p + e_p) * apart(scores.w) + 2 * model.eta) * (np.abs(d) + e_d)  # as in softmax_vjp
+        error = _through_peak(error, ds, scores.w.live & (scores.w.d == 0), model)
+        scale = abs(scores.scale)
+        for _ in range(casts):
+            error = _cast_at(ds, error, scale * (np.abs(ds) + error), 1 / scale if scale else 1.0, promise)
+        return error
+
+    if promise.score_casts:
+        error = error_of(promise.inner_cast(dp, e_dp), promise.score_casts)
+    elif promise.weight_cast and promise.u_out:
+        error = np.maximum(error_of(e_dp, 1), error_of(promise.inner_cast(dp, e_dp), 0))
+    else:
+        error = error_of(e_dp, 0)
     return ds, np.where(scores.w.live, error, 0.0)
 
 
@@ -374,7 +390,11 @@ def _gradient(
     reach = magnitude + error
     if model.contract.grad_partials == "io" and model.contract.io != model.contract.acc:
         blocks = math.ceil(length / _PARTIAL) * shared
-        error = error + blocks * (model.contract.u_out * reach + model.contract.eta_out)
+        if blocks == 1:
+            size, most = abs(scale), np.abs(value) + error
+            error = error + _moved_at(value, error, size * most, 1 / size if size else 1.0, model.contract)
+        else:
+            error = error + blocks * (model.contract.u_out * reach + model.contract.eta_out)
         kept = np.abs(value) + error if blocks == 1 else reach.sum(-3, keepdims=True) if shared > 1 else reach
         error = np.where(kept >= model.contract.io.overflow_threshold, np.inf, error)
     if scale != 1.0:

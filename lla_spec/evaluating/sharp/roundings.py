@@ -8,7 +8,7 @@ sum of both covers both errors. Only γ_n is added separately, since a declared 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 
@@ -41,7 +41,11 @@ def optional_array(arguments: Arguments, name: str) -> Array | None:
     return None if arguments.get(name) is None else array(arguments, name)
 
 
-def join(*relative: float) -> float:
+@overload
+def join(*relative: float) -> float: ...
+@overload
+def join(*relative: Array | float) -> Array | float: ...
+def join(*relative: Any) -> Any:
     """Relative errors one after another: Π(1+r) - 1."""
     total = 0.0
     for error in relative:

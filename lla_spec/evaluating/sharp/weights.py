@@ -191,6 +191,19 @@ def probability_error(w: Weights, model: Roundings) -> Array:
     return np.where(w.live, np.where(may_overflow(w), np.inf, error), 0.0)
 
 
+def weight_cast(w: Weights, model: Roundings) -> Array | float:
+    """What rounding weights to io moves each by, relatively, (..., n, 1): u; nothing in rows where all are equal and a
+    power of two, whether a kernel rounds the exponentials (1 each) or their quotients."""
+    io = model.contract.io
+    if not model.contract.weight_cast or not model.contract.u_out:
+        return 0.0
+    equal = ((w.d == 0) & (w.x < 1) | ~w.live).all(-1, keepdims=True)
+    if equal.any():
+        moved = np.where(equal, probability_error(w, model) + w.p * np.expm1(np.minimum(w.x, 1)), 0.0)
+        equal = equal & (io.settles(w.p, moved) | ~w.live).all(-1, keepdims=True)
+    return np.where(equal, 0.0, model.contract.u_out)
+
+
 def apart(w: Weights) -> Array:
     """|ŵ/ŵ' - 1| of two weights that a kernel computes of one logit: one pass over blocks sums ŵ', a second one divides
     ŵ by the sum. Logits and shift are the same for both."""
