@@ -21,6 +21,8 @@ import numpy as np
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract, hard_gamma
 from lla_spec.evaluating.sharp import attention as single
+from lla_spec.evaluating.sharp.attention_gradients import gradients
+from lla_spec.evaluating.sharp.operands import added, finite, flushed
 from lla_spec.evaluating.sharp.roundings import (
     ORACLE_U,
     SAFETY,
@@ -116,7 +118,7 @@ def _head_gradients(
     """What q (..., h, n, d), k and v (..., g, m, ·) receive, within an error before the last cast."""
     q, k = array(arguments, "q"), array(arguments, "k")
     moved, shared = _grouped_errors(errors or {}, k.shape[-3]), q.shape[-3] // k.shape[-3]
-    found = single.gradients(_grouped(arguments), model, moved, shared=shared, before=before)
+    found = gradients(_grouped(arguments), model, moved, shared=shared, before=before)
     value, error = found["q"]
     shape = (*value.shape[:-4], q.shape[-3], *value.shape[-2:])
     with np.errstate(all="ignore"):
@@ -162,7 +164,7 @@ class _Heads:
 
 def _forward(arguments: Arguments, model: Roundings) -> _Heads:
     heads, groups = _head_counts(arguments)
-    x = single._finite(arguments, "x")
+    x = finite(arguments, "x")
     given: dict[str, Array | None] = {}
     errors: dict[str, Array] = {}
     for name, count in (("q", heads), ("k", groups), ("v", groups)):
@@ -178,8 +180,8 @@ def _forward(arguments: Arguments, model: Roundings) -> _Heads:
 
 def _multi_head_gradients(arguments: Arguments, model: Roundings) -> dict[str, Within]:
     heads, _ = _head_counts(arguments)
-    x, g = single._finite(arguments, "x"), single._finite(arguments, "grad_output")
-    forward, w_o = _forward(arguments, model), single._finite(arguments, "w_o")
+    x, g = finite(arguments, "x"), finite(arguments, "grad_output")
+    forward, w_o = _forward(arguments, model), finite(arguments, "w_o")
     exact = np.zeros_like(g)
     dout, e_dout = _edge(_product((g, exact), w_o, model), model)
     upstream = {**forward.arguments, "grad_output": _split(dout, heads)}
@@ -188,7 +190,7 @@ def _multi_head_gradients(arguments: Arguments, model: Roundings) -> dict[str, W
         name: _edge((_merged(value), _merged(error)), model)
         for name, (value, error) in _head_gradients(upstream, model, errors, forward.grouped).items()
     }
-    weights = {name: single._finite(arguments, f"w_{name}") for name in cotangents}
+    weights = {name: finite(arguments, f"w_{name}") for name in cotangents}
     terms = sum(len(weight) for weight in weights.values())
     parts = [_product(cotangents[name], weights[name], model, terms=terms) for name in weights]
     values, moved = (np.stack(those, -3) for those in zip(*parts, strict=True))
@@ -215,10 +217,10 @@ def _head_counts(arguments: Arguments) -> tuple[int, int]:
 
 def _linear(x: Within, arguments: Arguments, name: str, model: Roundings) -> Within:
     """x w_nameᵀ + b_name; the bias is one more term of the sum."""
-    weight = single._finite(arguments, f"w_{name}")
+    weight = finite(arguments, f"w_{name}")
     if arguments.get(f"b_{name}") is None:
         return _product(x, weight.T, model)
-    bias, terms = single._finite(arguments, f"b_{name}"), weight.shape[-1] + 1
+    bias, terms = finite(arguments, f"b_{name}"), weight.shape[-1] + 1
     value, error = _product(x, weight.T, model, terms=terms)
     return value + bias, error + model.gamma(terms - 1) * np.abs(bias)
 
@@ -244,7 +246,7 @@ def _moved(x: Within, model: Roundings) -> Within:
 def _off(x: Within, model: Roundings) -> Array | None:
     """The error of an operand, and what reading its subnormals as zero adds."""
     value, error = x
-    return single._added(single._flushed(value, error, model), error)
+    return added(flushed(value, error, model), error)
 
 
 def _edge(x: Within, model: Roundings) -> Within:

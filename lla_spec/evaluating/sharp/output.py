@@ -22,7 +22,7 @@ from lla_spec.evaluating.sharp.roundings import (
     finish,
     optional_array,
 )
-from lla_spec.evaluating.sharp.softmax import _softmax_pullback, _through_peak
+from lla_spec.evaluating.sharp.softmax import _softmax_pullback, through_peak
 from lla_spec.evaluating.sharp.weights import (
     Weights,
     apart,
@@ -55,9 +55,7 @@ def output_softmax_vjp(arguments: Arguments, contract: Contract, *, oracle_u: fl
         saved = contract.cast(w.p, recomputed)
         error = np.maximum(
             _softmax_pullback(w.p, saved, g, t, model),
-            _through_peak(
-                _softmax_pullback(w.p, recomputed, g, t, model, apart(w)), dz, at_peak(w, logit_error), model
-            ),
+            through_peak(_softmax_pullback(w.p, recomputed, g, t, model, apart(w)), dz, at_peak(w, logit_error), model),
         )
     return through_linear(dz, error, arguments, model)
 

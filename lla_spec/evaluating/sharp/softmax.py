@@ -94,7 +94,7 @@ def softmax_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float = O
     saved = np.where(w.live, contract.cast(w.p, recomputed), 0.0)
     error = np.maximum(
         _softmax_pullback(w.p, saved, g, t, model),
-        _through_peak(_softmax_pullback(w.p, recomputed, g, t, model, apart(w)), value, w.live & (w.d == 0), model),
+        through_peak(_softmax_pullback(w.p, recomputed, g, t, model, apart(w)), value, w.live & (w.d == 0), model),
     )
     dead_row = ~w.live.any(-1, keepdims=True)
     return {"x": finish(value, error, contract, exact=~w.live & np.isfinite(g), nan=nan, unjudged=unjudged | dead_row)}
@@ -110,7 +110,7 @@ def _softmax_pullback(p: Array, dp: Array, g: Array, t: Array, model: Roundings,
     return error if twice is None else error + ((p + dp) * twice + 2 * model.eta) * reach
 
 
-def _through_peak(error: Array, value: Array, at_peak: Array, model: Roundings) -> Array:
+def through_peak(error: Array, value: Array, at_peak: Array, model: Roundings) -> Array:
     """Autograd through m = max(x): m receives -Σ dx̂, which vanishes exactly but not in floating point."""
     size = np.abs(value)
     gamma = model.gamma(value.shape[-1])
@@ -135,7 +135,7 @@ def log_softmax_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float
     recomputed = probability_error(w, model)
     error = np.maximum(
         _log_softmax_pullback(w.p, np.maximum(saved, recomputed), g, total, model),
-        _through_peak(_log_softmax_pullback(w.p, recomputed, g, total, model), value, w.live & (w.d == 0), model),
+        through_peak(_log_softmax_pullback(w.p, recomputed, g, total, model), value, w.live & (w.d == 0), model),
     )
     error = np.where(w.live, error, 0.0)
     dead_row = ~w.live.any(-1, keepdims=True)
@@ -167,7 +167,7 @@ def logsumexp_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float =
     # Autograd through m + log Σ exp(x - m): the maximum receives g - Σ dx̂ = 0 but for rounding.
     through = pullback(recomputed)
     at_peak = w.live & (w.d == 0)
-    error = np.maximum(pullback(np.maximum(saved, recomputed)), _through_peak(through, value, at_peak, model))
+    error = np.maximum(pullback(np.maximum(saved, recomputed)), through_peak(through, value, at_peak, model))
     error = np.where(at_peak, error + model.few(2) * np.abs(g), error)
     dead_row = ~w.live.any(-1, keepdims=True)
     return {"x": finish(value, error, contract, exact=~w.live & np.isfinite(g), nan=nan, unjudged=unjudged | dead_row)}
