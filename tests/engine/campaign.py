@@ -28,7 +28,7 @@ from lla_spec.language import registry
 from lla_spec.testing.judge import worst_entry
 from lla_spec.testing.threads import one_blas_thread
 from lla_spec.testing.truth import truth_of
-from tests.engine import soundness
+from tests.engine import marked, soundness
 from tests.engine.kernels import CONTRACTS
 
 Arguments = Mapping[str, Any]
@@ -140,8 +140,7 @@ def main(topics: Sequence[Topic], arguments: list[str] | None = None) -> int:
     print(total, *failed[:40], sep="\n")
     if options.write:
         table = "\n".join([total, "", *map(_cut, (*soundness.HEAD, *(row.line() for row in found)))])
-        before, rest = options.write.read_text(encoding="utf-8").split(MARKS[0])
-        options.write.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+        marked.put(options.write, MARKS, table)
     return int(bool(failed))
 
 

@@ -34,7 +34,7 @@ from lla_spec.testing.judge import worst_entry
 from lla_spec.testing.strategies import cases
 from lla_spec.testing.threads import one_blas_thread
 from lla_spec.testing.truth import as_numpy, truth_of
-from tests.engine import ball_truth
+from tests.engine import ball_truth, marked
 from tests.engine.kernels import CONTRACTS, MULTILINEAR, SLOW, Kernel, kernels_of
 
 LONG = {"fp64": 200, "fp32": 4099, "bf16": 4099, "fp16": 700}
@@ -212,8 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(total, *failed[:20], sep="\n")
     if options.write:
         table = "\n".join([total, "", *HEAD, *(row.line() for row in found)])
-        before, rest = options.write.read_text(encoding="utf-8").split(MARKS[0])
-        options.write.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+        marked.put(options.write, MARKS, table)
     return int(bool(failed))
 
 
