@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from lla_spec.language import Formula, Law
+from lla_spec.tensors import Tensor
 from lla_spec.testing.cases import Case
 from lla_spec.testing.features import POSITIVE_SCALARS, SCALARS, Features, features, few_heads
 from lla_spec.testing.inputs import MASKS, arguments_of
@@ -22,6 +23,7 @@ LONG = {"fp64": 384, "fp32": 4096, "bf16": 4096, "fp16": 1024}  # balls judge fp
 LONG_SQUARED = 256
 LAST = {"fp64": 7, "fp32": 4, "bf16": 4, "fp16": 4}  # 7·2^LAST: beyond what exp gives in the accumulator
 BEYOND_16_BITS = 2**16 + 3  # classes: an id in 16 bits, with or without a sign, is another one
+SEVERAL_EVEN = 128  # a power of two
 STAGNATION = 2**9 + 8  # a bf16 accumulator stops at 256 = 2^8 when ones are added
 
 
@@ -235,14 +237,28 @@ def _nearly_constant(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
 
 def _equal_weights(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     """Equal scores of four: all weights are 1/4, and from units the rest comes without a rounding, in 16 bits too. A
-    factor of 1.01 has nothing to hide in."""
-    four = replace(base, sizes=tuple((name, 1 if name in f.heads else 4) for name in f.dims))
+    factor of 1.01 has nothing to hide in. So it is under a causal mask, with two, and where keys fill two tiles."""
+    four = replace(base, sizes=tuple((name, 1 if name in f.heads else 4) for name in f.dims), batch=(4,))
     if f.arguments == 1:
-        yield "four equal logits", replace(four, family="equal_rows", batch=(4,))
+        yield "four equal logits", replace(four, family="equal_rows")
         return
+    parameters = arguments_of(formula)
     for name in f.scored:
-        families = ["zeros" if p in f.shifts or p == name else "units" for p in arguments_of(formula)]
-        yield f"{name} = 0, all weights equal", replace(four, family="+".join(families), batch=(4,))
+        families = {p: "zeros" if p in f.shifts or p == name else "units" for p in parameters}
+        equal = replace(four, family="+".join(families.values()))
+        yield f"{name} = 0, all weights equal", equal
+        if f.causal is None:
+            continue
+        query, key = f.causal
+        yield f"{name} = 0, causal, all weights equal", replace(equal.with_sizes({query: 2, key: 2}), causal=True)
+        if query != key:  # with keys and values of 0 and 1 no block's part takes another's back
+            halves = {p: "step" if _runs_over(key, parameters[p]) else families[p] for p in parameters if p != name}
+            family = "+".join({**families, **halves}.values())
+            yield f"{name} = 0, many equal weights", replace(equal.with_sizes({key: SEVERAL_EVEN}), family=family)
+
+
+def _runs_over(dim: str, parameter: Tensor) -> bool:
+    return any(axis.dim.name == dim for axis in parameter.axes)
 
 
 def _long_masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:

@@ -9,7 +9,7 @@ from functools import cache
 
 import sympy as sp
 
-from lla_spec.interface import is_per_matrix, torch_shape
+from lla_spec.interface import has_rows, is_per_matrix, torch_shape
 from lla_spec.language import Formula
 from lla_spec.substituting import expand
 from lla_spec.tensors import Dim, Index, Tensor, definitions, inputs
@@ -39,7 +39,7 @@ class Features:
     hides: bool  # the mask can hide entries of an argument
     each: tuple[str, ...]  # what all rows may share, and each matrix of them may have of its own
     arguments: int
-    scored: tuple[str, ...]  # without one of these all that is exponentiated is equal: weights, else matrices
+    scored: tuple[str, ...]  # the matrices without one of which all that is exponentiated is equal
     shifts: tuple[str, ...]  # vectors beside them
 
 
@@ -58,7 +58,8 @@ def features(formula: Formula) -> Features:
     raised = [t for t in definitions(formula.result) if t.body is not None and t.body.has(sp.exp)]
     exponential = bool(raised)
     scores = [p for p in inputs(*raised) if p.role and p.role.kind == "real" and p.role.argument]
-    matrices = [p for p in scores if len(torch_shape(formula, p, dict.fromkeys((d.name for d in found), 1))) > 1]
+    ones = {dim.name: 1 for dim in found}
+    matrices = [p for p in scores if len(torch_shape(formula, p, ones)) + has_rows(formula, p) > 1]
     return Features(
         dims=tuple(dim.name for dim in found),
         summed=tuple(dim.name for dim in found if dim in summed),
@@ -82,7 +83,7 @@ def features(formula: Formula) -> Features:
         hides=bool(masks) and bool(hidden_arguments(formula)),
         each=tuple(p.role.argument for p in own if p.role and is_per_matrix(formula, p)),
         arguments=sum(1 for p in own if p.role and p.role.kind == "real" and p.role.argument),
-        scored=_names([p for p in matrices if is_weights(p)] or matrices),
+        scored=_names(matrices),
         shifts=_names(p for p in scores if p not in matrices),
     )  # fmt: skip
 
