@@ -18,6 +18,7 @@ from torch import Tensor
 from lla_spec.calls import Formula, calls
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
+from lla_spec.evaluating.contracts import contract as contract_of
 from lla_spec.evaluating.knobs import edges_in, float32_without_maximum, steps_in_io, sums_in_io
 from lla_spec.interface import torch_parameters, torch_shape, unmerged_sizes
 from lla_spec.tensors import Dim
@@ -230,6 +231,8 @@ def _rounding_knobs(formula: Formula, found: Judgement, arguments: Arguments, co
         "the maximum is not subtracted before exp: the exponentials over- or underflow",
         lambda: _as_truth(float32_without_maximum(formula.name, given, contract, vjp=vjp)),
     )
+    if contract.io.name == "fp64":
+        yield Knob("float64 is computed in float32", lambda: _in_float32(formula, found, arguments))
     if contract.io != contract.acc:
         for each, words in ((False, "are rounded to {} on their way"), (True, "are accumulated in {}")):
             yield Knob(
@@ -245,6 +248,19 @@ def _rounding_knobs(formula: Formula, found: Judgement, arguments: Arguments, co
             )
     else:
         yield from _low_precision_knobs(formula, given, contract, vjp)
+
+
+def _in_float32(formula: Formula, found: Judgement, arguments: Arguments) -> Truth:
+    """What float32 may give where the arguments are rounded to it first; ValueError where an output has more digits."""
+    outputs = [as_numpy(output) for output in found.outputs.values()]
+    with np.errstate(over="ignore"):
+        if not all(np.array_equal(x, x.astype(np.float32), equal_nan=True) for x in outputs):
+            raise ValueError("an output is no float32 number")
+    short: Arguments = {
+        name: value.float().double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in arguments.items()
+    }
+    return truth_of(formula, short, contract_of(None, "fp32"), vjp=found.case.law == "vjp")
 
 
 def _low_precision_knobs(formula: Formula, given: dict[str, object], contract: Contract, vjp: bool) -> Iterator[Knob]:

@@ -48,9 +48,8 @@ def causes(formula: Formula, found: Judgement, contract: Contract, only: str = "
 
 
 def lessens(formula: Formula, found: Judgement, contract: Contract, words: str) -> bool:
-    """Whether the knob of these words takes away more than half of the error in most entries that are wrong.
-
-    A changed output is given the right one's bound, which a kernel that rounds elsewhere may exceed in larger cases.
+    """Whether most entries that are wrong are within the bound of what the knob of these words gives, or lose more than
+    half of their error to it: that bound is the right one's, which a kernel that rounds elsewhere may exceed.
     """
     arguments, vjp = build(formula, found.case).arguments, found.case.law == "vjp"
     right = truth_of(formula, arguments, contract, vjp=vjp)
@@ -62,7 +61,7 @@ def lessens(formula: Formula, found: Judgement, contract: Contract, words: str) 
             wrong += np.count_nonzero(off)
             if key in truth and truth[key].value.shape == computed.shape:
                 before, after = (_distance(computed, bounded.value) for bounded in (right[key], truth[key]))
-                closer += np.count_nonzero(off & (2 * after < before))
+                closer += np.count_nonzero(off & ((2 * after < before) | (after <= truth[key].error)))
         if 2 * closer > wrong:
             return True
     return False

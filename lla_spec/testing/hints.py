@@ -46,6 +46,10 @@ BY_CAUSE = (
     (r"bias is added after", "add the bias to the logits, before the softmax"),
     (r"runs over the", "normalise over the last axis: softmax(scores, dim=-1)"),
     (r"^sums are", "keep the sum in float32 (or the accumulator's dtype) and round once, at the end"),
+    (
+        r"^float64 is computed",
+        "compute in x.dtype where it is wider than float32; or say 'dtypes': ['fp32', 'bf16', 'fp16'] in LLA_TARGET",
+    ),
     (r"^every step is rounded", "convert the inputs to float32 first, and round the result once"),
     (r"^the (result|argument) of \w+ is rounded", "keep it in the accumulator's dtype; allow_tf32 and autocast round"),
     (

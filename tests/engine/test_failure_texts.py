@@ -150,6 +150,7 @@ KINDS = {  # name: functions, law, dtype, and the operation where it is not the 
     "no_maximum": ({"attention": wrong(shifted=False, dtype=torch.float32)}, "definition", "fp32"),
     "weight_transposed": ({"linear": rounded(lambda x, w, b=None: _square(x, w, b))}, "definition", "fp32"),
     "sum_in_sixteen_bits": ({"log_softmax": in_sixteen_bits}, "definition", "bf16"),
+    "float64_in_float32": ({"softmax": lambda x: softmax(x.float().double()).float().double()}, "definition", "fp64"),
     "variance_in_one_pass": ({"layer_norm": rounded(lambda *a, **k: norm(*a, **k, variance=one_pass))}, "definition",
                              "fp32"),
     "gradient_missing": ({**ATTENTION, "attention_vjp": vjp(attention, lambda q, k, v: (q, 0 * k, v))}, "vjp", "fp32"),
@@ -269,7 +270,8 @@ def test_a_process_that_ended_is_told_by_the_case_that_it_was_at():
 def knobs_of(operation):
     """What may be said of an operation's failures: the words of every knob, over its input classes."""
     formula = registry.formulas[operation]
-    for law, dtype in (("definition", "fp32"), ("vjp", "bf16")) if not isinstance(formula, Certified) else ():
+    laws = (("definition", "fp32"), ("vjp", "bf16"), ("definition", "fp64"))
+    for law, dtype in laws if not isinstance(formula, Certified) else ():
         seen = set()
         for _, case in covering(formula, law, dtype, "cpu"):
             kind = (case.mask, case.causal, case.scale is None, case.index, case.special, case.without, case.each)
