@@ -129,3 +129,9 @@ _READ = {
     "causal": lambda value: bool(int(value)), "scale": _scale, "special": str, "without": str, "seed": int,
     "each": lambda value: bool(int(value)),
 }  # fmt: skip
+
+
+def sizes_of(names: tuple[str, ...], *values: int) -> tuple[tuple[str, int], ...]:
+    """The dimensions, pairwise distinct: `values` in turn, then onward from the last."""
+    given = list(values) + [values[-1] + 2 * (step + 1) for step in range(len(names))]
+    return tuple(zip(names, given, strict=False))

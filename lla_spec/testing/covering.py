@@ -11,35 +11,34 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from lla_spec.language import Formula, Law
-from lla_spec.tensors import Tensor
-from lla_spec.testing.cases import Case
+from lla_spec.testing.cases import Case, sizes_of
 from lla_spec.testing.features import POSITIVE_SCALARS, SCALARS, Features, features, few_heads
-from lla_spec.testing.inputs import MASKS, arguments_of
+from lla_spec.testing.inputs import MASKS
 from lla_spec.testing.pairs import FEW_BALLS, SEVERAL_TILES, several_tiles
+from lla_spec.testing.regimes import (
+    LONG,
+    LONG_SQUARED,
+    STAGNATION,
+    beyond_fp16,
+    equal_weights,
+    far_below_zero,
+    few_of_each,
+    largest_last,
+    nearly_constant,
+    ranges,
+)
 
-LARGEST = {"fp64": 10, "fp32": 120, "bf16": 7, "fp16": 7}  # exponents of 2 that keep a product of two finite
-SMALLEST = {"fp64": -1020, "fp32": -124, "bf16": -124, "fp16": -13}
-LONG = {"fp64": 384, "fp32": 4096, "bf16": 4096, "fp16": 1024}  # balls judge fp64; torch's CPU fp16 products are slow
-LONG_SQUARED = 256
 LAST = {"fp64": 7, "fp32": 4, "bf16": 4, "fp16": 4}  # 7·2^LAST: beyond what exp gives in the accumulator
 BEYOND_16_BITS = 2**16 + 3  # classes: an id in 16 bits, with or without a sign, is another one
-SEVERAL_EVEN = 128  # a power of two
-STAGNATION = 2**9 + 8  # a bf16 accumulator stops at 256 = 2^8 when ones are added
-
-
-def _sizes(names: tuple[str, ...], *values: int) -> tuple[tuple[str, int], ...]:
-    """The dimensions, pairwise distinct: `values` in turn, then onward from the last."""
-    given = list(values) + [values[-1] + 2 * (step + 1) for step in range(len(names))]
-    return tuple(zip(names, given, strict=False))
 
 
 def covering(formula: Formula, law: str, dtype: str, device: str = "cpu") -> list[tuple[str, Case]]:
     """(class, case) for every input class that applies to `law` ("definition" or "vjp") of `formula`, each once."""
     f = features(formula)
-    base = Case(formula.name, law, dtype, device, _sizes(f.dims, 3, 5, 7, 2), batch=(2,), family=f.family, seed=1)
+    base = Case(formula.name, law, dtype, device, sizes_of(f.dims, 3, 5, 7, 2), batch=(2,), family=f.family, seed=1)
     classes = [
         *_shapes(formula, f, base),
-        *_values(f, base),
+        *ranges(f, base),
         *_layouts(formula, f, base),
         *(_masks(f, base) if f.mask else ()),
         *(_indices(f, base) if f.classes else ()),
@@ -50,10 +49,11 @@ def covering(formula: Formula, law: str, dtype: str, device: str = "cpu") -> lis
         *several_tiles(formula, f, base),
         *(_causal_tiles(f, base) if f.causal else ()),
         *(() if formula.rows is not None else _many_matrices(f, base)),
-        *_beyond_fp16(f, base),
-        *(_far_below_zero(f, base) if f.exponential and not f.mask else ()),
-        *(_nearly_constant(f, base) if POSITIVE_SCALARS in f.scalars.values() else ()),
-        *(_equal_weights(formula, f, base) if f.exponential else ()),
+        *beyond_fp16(f, base),
+        *(far_below_zero(f, base) if f.exponential and not f.mask else ()),
+        *(nearly_constant(f, base) if POSITIVE_SCALARS in f.scalars.values() else ()),
+        *(equal_weights(formula, f, base) if f.exponential else ()),
+        *(largest_last(formula, f, base) if f.exponential else ()),
     ]
     return [(name, replace(_bounded(f, case), seed=number + 1)) for number, (name, case) in enumerate(classes)]
 
@@ -67,28 +67,23 @@ def _bounded(f: Features, case: Case) -> Case:
     return case
 
 
-def _small(f: Features, base: Case) -> Case:
-    """On heads two of everything, so that one size may be large within FEW_BALLS; else as it is."""
-    return replace(base, sizes=tuple((name, 2) for name in f.dims)) if f.heads else base
-
-
 def _shapes(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     yield "distinct sizes", base
     yield "no batch axis", replace(base, batch=())
     yield "two batch axes", replace(base, batch=(3, 2))
     yield "empty batch", replace(base, batch=(0,))
     yield "all sizes 1", replace(base, sizes=tuple((name, 1) for name in f.dims), batch=(1,))
-    yield "below the tile", replace(base, sizes=_sizes(f.dims, 31, 15, 7, 63))
-    yield "a tile", replace(base, sizes=_sizes(f.dims, 32, 64, 16, 8))
-    yield "above the tile", replace(base, sizes=_sizes(f.dims, 33, 17, 65, 9))
-    yield "multiples of 8", replace(base, sizes=_sizes(f.dims, 16, 8, 24, 32))
+    yield "below the tile", replace(base, sizes=sizes_of(f.dims, 31, 15, 7, 63))
+    yield "a tile", replace(base, sizes=sizes_of(f.dims, 32, 64, 16, 8))
+    yield "above the tile", replace(base, sizes=sizes_of(f.dims, 33, 17, 65, 9))
+    yield "multiples of 8", replace(base, sizes=sizes_of(f.dims, 16, 8, 24, 32))
     yield "equal sizes", replace(base, sizes=tuple((name, 6) for name in f.dims))
     yield "three batch axes", replace(base, batch=(2, 3, 2))
-    yield "primes", replace(base, sizes=_sizes(f.dims, 13, 37, 19, 23))
+    yield "primes", replace(base, sizes=sizes_of(f.dims, 13, 37, 19, 23))
     for name in f.dims:
         yield f"{name} = 1", base.with_sizes({name: 1})
         if (name in f.summed or len(f.dims) == 1) and name not in (*f.squared, *f.heads):
-            yield f"{name} of several tiles", _small(f, base).with_sizes({name: SEVERAL_TILES})
+            yield f"{name} of several tiles", few_of_each(f, base).with_sizes({name: SEVERAL_TILES})
         if name not in f.summed or len(f.dims) == 1:
             continue
         longest = LONG[base.dtype] if name not in f.squared else LONG_SQUARED
@@ -98,58 +93,25 @@ def _shapes(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Ca
             late = replace(base.with_sizes({name: longest + 3}), batch=batch, family="ones+last+normal", exponent=1)
             yield f"long {name}, the weight in its last row", late
     if len(f.dims) == 1:
-        long = replace(base, sizes=_sizes(f.dims, LONG[base.dtype] + 3), batch=(3,))
+        long = replace(base, sizes=sizes_of(f.dims, LONG[base.dtype] + 3), batch=(3,))
         yield "vocabulary", long
         if f.exponential:  # exp of it overflows unless the last block's maximum is taken as well
             yield "vocabulary, the largest last", replace(long, family="confident", exponent=LAST[base.dtype])
     if formula.rows is not None:
-        yield "many rows", replace(base, batch=(LONG[base.dtype] // 4 + 1,), sizes=_sizes(f.dims, 3, 2))
+        yield "many rows", replace(base, batch=(LONG[base.dtype] // 4 + 1,), sizes=sizes_of(f.dims, 3, 2))
     if f.causal:
         query, key = f.causal
         yield "fewer queries than keys", base.with_sizes({query: 3, key: 11})
         yield "more queries than keys", base.with_sizes({query: 11, key: 3})
 
 
-def _values(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
-    wide = replace(base, sizes=_sizes(f.dims, 9, 21, 17, 11))
-    for family in ("heavy", "spike", "positive", "offset", "cancel", "ties", "pow2", "ints", "zeros", "equal_rows"):
-        yield family, replace(wide, family=family)
-    yield "far from zero", replace(wide, family="far")
-    if f.arguments > 1:
-        yield "constant against normal", replace(wide, family="ones+normal+offset")
-        yield "normal against constant", replace(wide, family="normal+normal+ones")
-    for name in (name for name in f.summed if name not in f.squared):
-        yield f"ones along {name}", replace(base.with_sizes({name: STAGNATION}), family="ones")
-    yield "large values", replace(wide, exponent=3)
-    yield "small values", replace(wide, exponent=-6)
-    yield "near underflow", replace(wide, family="tiny", exponent=SMALLEST[base.dtype] // 2)
-    yield "near the smallest", replace(wide, family="tiny", exponent=SMALLEST[base.dtype])
-    yield "near overflow", replace(wide, exponent=LARGEST[base.dtype] // 2)
-    if f.exponential:
-        for family in ("dominant", "below", "above"):
-            yield family, replace(wide, family=family if f.arguments == 1 else f"{family}+normal+normal")
-        if f.arguments == 1:  # logits 200 apart, where log(softmax) is -inf
-            yield "saturated", replace(wide, exponent=7 if base.dtype != "fp16" else 5, family="normal")
-        else:
-            yield "saturated", replace(wide, exponent=3, family="normal")
-            if SCALARS in f.scalars.values():  # exp is finite at that jump, the sum is not
-                late = replace(base.with_sizes(dict.fromkeys(f.causal or (), 70)), family="ones+step+normal")
-                yield "scores that jump by 87", replace(late, scale=87.0 / _summed_first(f, base))
-            yield "large scores", replace(wide, exponent=5 if base.dtype != "fp16" else 3, family="pow2+pow2+normal")
-
-
-def _summed_first(f: Features, base: Case) -> int:
-    """The length of the products that make the scores: the first summed dimension that is no key's."""
-    return next(base.size(name) for name in f.summed if name not in (f.causal or ()))
-
-
 def _ragged(formula: Formula, f: Features, base: Case) -> Case:
     """More than a tile along every axis, and no multiple of one: a kernel pads each, or reads beyond its end."""
-    return replace(base, sizes=_sizes(f.dims, 33, 23, 37, 25), batch=(23,) if formula.rows is not None else ())
+    return replace(base, sizes=sizes_of(f.dims, 33, 23, 37, 25), batch=(23,) if formula.rows is not None else ())
 
 
 def _layouts(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Case]]:
-    wide = replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9), batch=(3,))
+    wide = replace(base, sizes=sizes_of(f.dims, 6, 10, 14, 9), batch=(3,))
     for layout in ("transposed", "strided", "sliced", "offset", "expanded"):
         yield f"{layout} inputs", replace(wide, layout=layout)
     yield "sliced inputs, ragged tiles", replace(_ragged(formula, f, base), layout="sliced")
@@ -163,11 +125,11 @@ def _layouts(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, C
 
 
 def _masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
-    wide = replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9))
+    wide = replace(base, sizes=sizes_of(f.dims, 6, 10, 14, 9))
     for mask in MASKS:
         yield f"{mask} mask", replace(wide, mask=mask)
-    yield "holes in a tile", replace(base, sizes=_sizes(f.dims, 19, 5, 21, 3), mask="holes")
-    yield "one key, multiples of 8", replace(base, sizes=_sizes(f.dims, 16, 8, 24, 32), mask="one_key")
+    yield "holes in a tile", replace(base, sizes=sizes_of(f.dims, 19, 5, 21, 3), mask="holes")
+    yield "one key, multiples of 8", replace(base, sizes=sizes_of(f.dims, 16, 8, 24, 32), mask="one_key")
     yield "one mask for some batch axes", replace(wide, mask="partly_batched", batch=(2, 3, 2))
     yield "a mask for each of three batch axes", replace(wide, mask="per_batch", batch=(2, 3, 2))
     if f.causal:
@@ -186,7 +148,7 @@ def _causal_tiles(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     """Three choices at once, no mask among them: a fused kernel's own path, which pairs would meet beside a mask."""
     assert f.causal is not None
     query, key = f.causal
-    wide = replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9), causal=True)
+    wide = replace(base, sizes=sizes_of(f.dims, 6, 10, 14, 9), causal=True)
     yield "causal, several tiles", replace(wide.with_sizes({query: 70, key: SEVERAL_TILES}), batch=(1,))
     if f.scalars:
         even = dict.fromkeys(f.dims, 16) | {query: 150, key: 150}  # d = e and four axes: what fused kernels ask for
@@ -200,80 +162,19 @@ def _many_matrices(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     yield "many matrices", replace(small, batch=(SEVERAL_TILES,))
 
 
-def _beyond_fp16(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
-    """What a kernel of a wider dtype shows that converts to fp16 inside; and a mask that hides by adding -10⁴ or -10⁹:
-    the score of the one kept key is far below that, and its weight is 1 all the same."""
-    wide, forward = replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9)), base.law == "definition"
-    if base.dtype != "fp16" and (forward or not f.exponential):  # the gradient of what is saturated is 0
-        if f.arguments == 1 or not f.exponential:
-            yield "values beyond fp16", replace(wide, exponent=17)
-        elif f.arguments == 3:
-            yield "scores beyond fp16", replace(wide, exponent=9)
-    if f.mask and SCALARS in f.scalars.values():
-        far = 17 if forward and base.dtype != "fp16" else 7  # a gradient knows no score of 2³⁴ to an absolute 1
-        one = replace(wide, family="ones+ones+normal", exponent=far, scale=-0.25, mask="one_key")
-        yield "one key, scores far below zero", one
-    elif f.mask and f.exponential:  # no scale to turn the sign: among many rows some score is below zero
-        far = 9 if forward and base.dtype != "fp16" else 4
-        yield "one key, scores far from zero", replace(wide, exponent=far, mask="one_key")
-
-
-def _far_below_zero(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
-    """Whole rows below -10⁴, and -10⁹ where logits are given: a running maximum that begins there is never replaced."""
-    wide = replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9))
-    if f.arguments == 1:
-        yield "all far below zero", replace(wide, family="below", exponent=25 if base.dtype != "fp16" else 6)
-    else:  # logits are products, and known to their last digits alone
-        far = replace(wide, family="ones+below+normal", exponent=3 if base.dtype != "fp16" else 2)
-        yield "logits far below zero", far
-
-
-def _nearly_constant(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
-    """A variance of a millionth of the squares, in 16 bits too: of E[x²] - μ² in float32 hardly a digit is left."""
-    rest = ("zeros", "normal", "normal") if f.arguments > 3 else ("normal", "normal")  # one that is added stays away
-    several = replace(base.with_sizes({f.dims[0]: 37}), batch=(23,))  # each row around its own number
-    yield "rows nearly constant", replace(several, family="+".join(("nearly", *rest, "normal")))
-
-
-def _equal_weights(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Case]]:
-    """Equal scores of four: all weights are 1/4, and from units the rest comes without a rounding, in 16 bits too. A
-    factor of 1.01 has nothing to hide in. So it is under a causal mask, with two, and where keys fill two tiles."""
-    four = replace(base, sizes=tuple((name, 1 if name in f.heads else 4) for name in f.dims), batch=(4,))
-    if f.arguments == 1:
-        yield "four equal logits", replace(four, family="equal_rows")
-        return
-    parameters = arguments_of(formula)
-    for name in f.scored:
-        families = {p: "zeros" if p in f.shifts or p == name else "units" for p in parameters}
-        equal = replace(four, family="+".join(families.values()))
-        yield f"{name} = 0, all weights equal", equal
-        if f.causal is None:
-            continue
-        query, key = f.causal
-        yield f"{name} = 0, causal, all weights equal", replace(equal.with_sizes({query: 2, key: 2}), causal=True)
-        if query != key:  # with keys and values of 0 and 1 no block's part takes another's back
-            halves = {p: "step" if _runs_over(key, parameters[p]) else families[p] for p in parameters if p != name}
-            family = "+".join({**families, **halves}.values())
-            yield f"{name} = 0, many equal weights", replace(equal.with_sizes({key: SEVERAL_EVEN}), family=family)
-
-
-def _runs_over(dim: str, parameter: Tensor) -> bool:
-    return any(axis.dim.name == dim for axis in parameter.axes)
-
-
 def _long_masks(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     """More kept of a long axis than 16 bits count to, other numbers in each matrix: a count in the io dtype is seen."""
     long = STAGNATION if base.dtype != "fp16" else 8 * STAGNATION  # fp16 counts to 2^11, bf16 to 2^8
     for name in f.masked:
         if name in f.summed and name not in f.squared:
             counts = (3,) if f.causal else (9,)  # a mask of queries and keys counts in each of three rows
-            wide = replace(base, sizes=_sizes(f.dims, 3, 21, 5, 7), batch=counts, mask="per_batch", family="positive")
+            wide = replace(base, sizes=sizes_of(f.dims, 3, 21, 5, 7), batch=counts, mask="per_batch", family="positive")
             yield f"a mask over a long {name}", wide.with_sizes({name: long})
 
 
 def _matrices(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
     """Where all rows share one, a kernel that takes another matrix's is right."""
-    what, wide = " and ".join(f.each), replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9), each=True)
+    what, wide = " and ".join(f.each), replace(base, sizes=sizes_of(f.dims, 6, 10, 14, 9), each=True)
     yield f"{what} for each matrix", replace(wide, batch=(3, 5))
     yield f"{what} for each matrix, as many as rows", replace(wide, batch=(4, 4))
     yield f"{what} for each matrix, two batch axes", replace(wide, batch=(2, 3, 5), family="offset")
@@ -285,7 +186,7 @@ def _matrices(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
 
 
 def _indices(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
-    wide = replace(base, sizes=_sizes(f.dims, 6, 10, 14, 9), batch=(9,))
+    wide = replace(base, sizes=sizes_of(f.dims, 6, 10, 14, 9), batch=(9,))
     yield "the first and the last class", replace(wide, index="ends")
     yield "one class for all", replace(wide, index="same")
     yield "one class a thousand times", replace(wide, index="same", family="ones", batch=(LONG[base.dtype] // 4 + 1,))
@@ -307,14 +208,14 @@ def _arguments(f: Features, base: Case) -> Iterator[tuple[str, Case]]:
         for value in values:
             yield f"{name} = {value}", replace(base, scale=value)
     if f.exponential and SCALARS in f.scalars.values():
-        wide = replace(base, sizes=_sizes(f.dims, 9, 21, 17, 11))
+        wide = replace(base, sizes=sizes_of(f.dims, 9, 21, 17, 11))
         yield "a negative scale, large scores", replace(wide, scale=-2.0, exponent=3 if base.dtype != "fp16" else 1)
     for name in f.optional:
         yield f"without {name}", replace(base, without=name)
 
 
 def _specials(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, Case]]:
-    wide = replace(base, sizes=_sizes(f.dims, 4, 6, 5, 3))
+    wide = replace(base, sizes=sizes_of(f.dims, 4, 6, 5, 3))
     yield "storage written again", replace(wide, special="reuse")
     yield "a live NaN", replace(wide, special="live_nan")
     yield "a NaN in the first entry", replace(wide, special="first_nan")
@@ -331,11 +232,11 @@ def _specials(formula: Formula, f: Features, base: Case) -> Iterator[tuple[str, 
 def law_covering(law: Law, dtype: str, device: str = "cpu") -> list[tuple[str, Case]]:
     """The covering list of an identity or theorem: its sizes distinct, 1, and around a tile."""
     names = tuple(dim.name for dim in law.dims)
-    base = Case(law.operation, law.name, dtype, device, _sizes(names, 3, 5, 2, 7), family="ints", seed=1)
+    base = Case(law.operation, law.name, dtype, device, sizes_of(names, 3, 5, 2, 7), family="ints", seed=1)
     shapes = {
         "distinct sizes": base,
         "all sizes 1": replace(base, sizes=tuple((name, 1) for name in names)),
-        "above the tile": replace(base, sizes=_sizes(names, 17, 9, 5, 3)),
-        "small grid": replace(base, sizes=_sizes(names, 4, 6, 8, 2), exponent=-2),
+        "above the tile": replace(base, sizes=sizes_of(names, 17, 9, 5, 3)),
+        "small grid": replace(base, sizes=sizes_of(names, 4, 6, 8, 2), exponent=-2),
     }
     return [(name, replace(case, seed=number + 1)) for number, (name, case) in enumerate(shapes.items())]

@@ -123,6 +123,14 @@ def _confident(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray
     return values * magnitude
 
 
+def _late(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
+    """The last entry of each row is 0, the others are around -40: a part of their exponentials is seen beside it."""
+    values = bits.normal(shape) / 4 - 40
+    if shape:
+        values[..., -1:] = 0
+    return values * magnitude
+
+
 def _step(bits: Bits, shape: Sequence[int], magnitude: float) -> np.ndarray:
     """0 in the first half of the rows, 1 in the second: along the keys, scores that jump after many blocks."""
     if len(shape) < 2:
@@ -178,6 +186,7 @@ FAMILIES: dict[str, Family] = {
         Family("ints", _integers),
         Family("dominant", _dominant),
         Family("confident", _confident),
+        Family("late", _late),
         Family("step", _step),
         Family("last", _last),
         Family("below", _far_below_zero),

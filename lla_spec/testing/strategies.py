@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from lla_spec.language import Formula, Law
 from lla_spec.testing.cases import Case
-from lla_spec.testing.covering import LONG, SMALLEST
 from lla_spec.testing.features import Features, features, few_heads
 from lla_spec.testing.inputs import MASKS
+from lla_spec.testing.regimes import LONG, SMALLEST
 from lla_spec.testing.support import ANYTHING, Support
 
 SMALL = (1, 2, 3, 5, 7, 11, 15, 16, 17, 23, 31, 32, 33)

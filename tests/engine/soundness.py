@@ -26,11 +26,11 @@ from lla_spec.evaluating.edges import hazards
 from lla_spec.evaluating.operations import NEGLIGIBLE, UNSEEN, generic_bound, oracle, sharp_bound
 from lla_spec.language import Formula, registry
 from lla_spec.testing.cases import DTYPES, Case
-from lla_spec.testing.covering import LARGEST, SMALLEST
 from lla_spec.testing.drawing import draw
 from lla_spec.testing.features import features
 from lla_spec.testing.inputs import build
 from lla_spec.testing.judge import worst_entry
+from lla_spec.testing.regimes import LARGEST, SMALLEST
 from lla_spec.testing.strategies import cases
 from lla_spec.testing.threads import one_blas_thread
 from lla_spec.testing.truth import as_numpy, truth_of

@@ -18,14 +18,35 @@ def attention_by(quirk):
         call["scale"] = d**-0.5 if scale is None else scale
         call["keep"] = _open(call) if mask is None else mask
         call["causal"] = _open(call).tril(m - n) if is_causal else _open(call)
-        call["hidden"] = -torch.inf
+        call["hidden"], call["softmax"] = -torch.inf, torch.softmax
         call |= quirk(call)
         keep = call["keep"] & call["causal"]
         empty = ~keep.any(-1, keepdim=True)
         scores = ((q @ k.mT) * call["scale"]).masked_fill(~(keep | empty), call["hidden"])
-        return torch.softmax(scores, -1).masked_fill(empty, 0) @ v
+        return call["softmax"](scores, -1).masked_fill(empty, 0) @ v
 
     return attention
+
+
+def softmax_in_blocks(scores, dim=-1, *, size=64, least=-8.0):
+    """One pass over blocks of the last axis; where the maximum rises, what came before fades by exp(least) at most."""
+    peak, found = scores[..., :1].clamp(min=-1e30), []
+    for block in scores.split(size, dim):
+        higher = torch.maximum(peak, block.amax(dim, keepdim=True))
+        found = [*(old * (peak - higher).clamp(min=least).exp() for old in found), (block - higher).exp()]
+        peak = higher
+    weights = torch.cat(found, dim)
+    return weights / weights.sum(dim, keepdim=True)
+
+
+def _grouped(attention):
+    """As many heads of keys and values as of queries."""
+
+    def grouped(q, k, v, mask=None, **options):
+        repeats = q.shape[-3] // k.shape[-3]
+        return attention(q, k.repeat_interleave(repeats, -3), v.repeat_interleave(repeats, -3), mask, **options)
+
+    return grouped
 
 
 ATTENTION = {
@@ -51,6 +72,9 @@ ATTENTION = {
         {"scale": (-(-c["d"] // 16) * 16) ** -0.5} if c["given"] is None and c["d"] > 64 else {}
     ),
 }
+
+
+_FADING = attention_by(lambda c: {"softmax": softmax_in_blocks})
 
 
 def _softmax_without_the_last_maximum(x):
@@ -116,6 +140,11 @@ def _cross_entropy_of_short_ids(logits, targets, *, ignore_index=-100, reduction
 
 PATHS = {
     **{words: {"attention": attention_by(quirk)} for words, quirk in ATTENTION.items()},
+    "blocks of keys that fade by exp(-8) at most": {"attention": _FADING},
+    "blocks of a group's keys that do": {"grouped_query_attention": _grouped(_FADING)},
+    "blocks of classes that do": {
+        "output_softmax": lambda h, w_out, bias=None: softmax_in_blocks(F.linear(h, w_out, bias), size=1024)
+    },
     "maximum of whole blocks": {"softmax": _softmax_without_the_last_maximum},
     "running maximum from -10000": {"output_softmax": _output_softmax_from_10000},
     "running maximum from -1e9": {"logsumexp": _logsumexp_from_a_billion},

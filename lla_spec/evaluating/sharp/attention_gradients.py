@@ -17,6 +17,7 @@ import numpy as np
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.sharp.attention import Errors, Forward, Scores, forward, lost
+from lla_spec.evaluating.sharp.maxima import through_maxima
 from lla_spec.evaluating.sharp.operands import (
     added,
     cast_at,
@@ -28,7 +29,6 @@ from lla_spec.evaluating.sharp.operands import (
     scaled,
 )
 from lla_spec.evaluating.sharp.roundings import ORACLE_U, Arguments, Array, Roundings, array, finish, fold_to
-from lla_spec.evaluating.sharp.softmax import through_peak
 from lla_spec.evaluating.sharp.weights import apart, grown, log_sum_exp, may_overflow, probability_error, weight_cast
 
 _PARTIAL = 32  # the shortest block over which a kernel keeps a partial gradient in io (contract grad_partials)
@@ -118,6 +118,7 @@ def _score_gradient(
     d = (p * dp).sum(-1, keepdims=True)
     ds = p * (dp - d)
     out, e_out = np.abs(before.out), promise.cast(before.out, before.error)
+    moved = np.where(np.isfinite(scores.w.x), scores.w.x - scores.w.own, np.inf)
     saved = _dot_error(np.abs(g), np.zeros_like(g) if e_g is None else e_g, out, e_out, model)
 
     def error_of(e_dp: Array, casts: int) -> Array:
@@ -125,7 +126,7 @@ def _score_gradient(
         both = np.abs(dp) + np.abs(d) + e_dp + e_d
         error = e_p * np.abs(dp - d) + (p + e_p) * (e_dp + e_d + model.few(4) * both) + 2 * model.eta
         error = error + ((p + e_p) * apart(scores.w) + 2 * model.eta) * (np.abs(d) + e_d)  # as in softmax_vjp
-        error = through_peak(error, ds, scores.w.live & (scores.w.d == 0), model)
+        error = through_maxima(error, p * (np.abs(dp) + np.abs(d)), scores.w, model, logit_error=moved)
         scale = abs(scores.scale)
         for _ in range(casts):
             error = cast_at(ds, error, scale * (np.abs(ds) + error), 1 / scale if scale else 1.0, promise)

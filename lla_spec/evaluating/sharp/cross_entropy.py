@@ -22,9 +22,10 @@ import numpy as np
 
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
-from lla_spec.evaluating.sharp.output import at_peak, finite, output_weights, through_linear
+from lla_spec.evaluating.sharp.maxima import through_maxima
+from lla_spec.evaluating.sharp.output import finite, output_weights, through_linear
 from lla_spec.evaluating.sharp.roundings import ORACLE_U, Arguments, Array, Roundings, array, finish
-from lla_spec.evaluating.sharp.softmax import _exp_error, through_peak
+from lla_spec.evaluating.sharp.softmax import _exp_error
 from lla_spec.evaluating.sharp.weights import (
     _LOG_ULPS,
     Weights,
@@ -188,7 +189,7 @@ def _logit_gradient(rows: _Rows, cotangent: Array, model: Roundings) -> tuple[Ar
         saved = _exp_error(w.p, w.log_p, log_sum_exp(w, model)[1] + rows.logit_error, model)
         dp = np.maximum(recomputed, np.where(w.live, np.where(may_overflow(w), np.inf, saved), 0.0))
         error = size * (dp + model.few(5) * (w.p + onehot + dp)) + 3 * model.eta * (1 + size)
-        error = through_peak(error, value, at_peak(w, rows.logit_error), model)
+        error = through_maxima(error, np.abs(value), w, model, logit_error=rows.logit_error)
     error = np.where(w.live | (onehot > 0), error, 0.0)  # exp(-inf) is 0, exactly
     kept = np.broadcast_to(rows.kept, value.shape)
     return np.where(kept, value, 0.0), np.where(kept, error, 0.0)

@@ -13,6 +13,7 @@ import numpy as np
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.sharp.linear import linear
+from lla_spec.evaluating.sharp.maxima import through_maxima
 from lla_spec.evaluating.sharp.roundings import (
     ORACLE_U,
     Arguments,
@@ -22,7 +23,7 @@ from lla_spec.evaluating.sharp.roundings import (
     finish,
     optional_array,
 )
-from lla_spec.evaluating.sharp.softmax import _softmax_pullback, through_peak
+from lla_spec.evaluating.sharp.softmax import _softmax_pullback
 from lla_spec.evaluating.sharp.weights import (
     Weights,
     apart,
@@ -55,14 +56,15 @@ def output_softmax_vjp(arguments: Arguments, contract: Contract, *, oracle_u: fl
         saved = contract.cast(w.p, recomputed)
         error = np.maximum(
             _softmax_pullback(w.p, saved, g, t, model),
-            through_peak(_softmax_pullback(w.p, recomputed, g, t, model, apart(w)), dz, at_peak(w, logit_error), model),
+            through_maxima(
+                _softmax_pullback(w.p, recomputed, g, t, model, apart(w)),
+                w.p * (np.abs(g) + np.abs(t)),
+                w,
+                model,
+                logit_error=logit_error,
+            ),
         )
     return through_linear(dz, error, arguments, model)
-
-
-def at_peak(w: Weights, logit_error: Array) -> Array:
-    """Where a kernel may find its maximum."""
-    return w.live & (w.d + logit_error + w.peak_error >= 0)
 
 
 def output_weights(arguments: Arguments, model: Roundings) -> tuple[Weights, Array]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
+from lla_spec.evaluating.sharp.maxima import through_maxima
 from lla_spec.evaluating.sharp.roundings import ORACLE_U, Arguments, Array, Roundings, array, finish
 from lla_spec.evaluating.sharp.weights import (
     Weights,
@@ -81,8 +82,8 @@ def softmax_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float = O
     4u since a kernel may form p∘g - p∘t, or differentiate e/s, where g/s is rounded first. Autograd through two passes
     (the sum over blocks, then exp(x - m)/s) sends g through one exponential and t through the other. It computes
     p(g - t) + (p - p')t, and (p+Δp) `apart` (|t|+e_t) more: most of the error of a tail where g hardly varies. Autograd
-    through the subtraction of the maximum also adds Σ dx, which is 0 but for rounding, at the maximum: Σ e + γ_n Σ|dx|
-    there, of the recomputing kernel, split among ties.
+    through the subtraction of the maxima adds what is in maxima.py, with f = p(|g|+|t|): one pass over blocks scales
+    the weights and their sum, and adds up what comes from each apart.
     """
     x, nan, unjudged = _logits(arguments)
     g = array(arguments, "grad_output")
@@ -94,7 +95,9 @@ def softmax_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float = O
     saved = np.where(w.live, contract.cast(w.p, recomputed), 0.0)
     error = np.maximum(
         _softmax_pullback(w.p, saved, g, t, model),
-        through_peak(_softmax_pullback(w.p, recomputed, g, t, model, apart(w)), value, w.live & (w.d == 0), model),
+        through_maxima(
+            _softmax_pullback(w.p, recomputed, g, t, model, apart(w)), w.p * (np.abs(g) + np.abs(t)), w, model
+        ),
     )
     dead_row = ~w.live.any(-1, keepdims=True)
     return {"x": finish(value, error, contract, exact=~w.live & np.isfinite(g), nan=nan, unjudged=unjudged | dead_row)}
@@ -108,14 +111,6 @@ def _softmax_pullback(p: Array, dp: Array, g: Array, t: Array, model: Roundings,
     reach = np.abs(t) + e_t
     error = dp * np.abs(g - t) + (p + dp) * (e_t + model.few(4) * (size + reach)) + 2 * model.eta * (1 + size)
     return error if twice is None else error + ((p + dp) * twice + 2 * model.eta) * reach
-
-
-def through_peak(error: Array, value: Array, at_peak: Array, model: Roundings) -> Array:
-    """Autograd through m = max(x): m receives -Σ dx̂, which vanishes exactly but not in floating point."""
-    size = np.abs(value)
-    gamma = model.gamma(value.shape[-1])
-    total = ((1 + gamma) * error + gamma * size).sum(-1, keepdims=True)
-    return error + model.few(1) * (size + error) + np.where(at_peak, total * (1 + model.few(2)), 0.0)
 
 
 def log_softmax_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float = ORACLE_U) -> dict[str, Bounded]:
@@ -135,7 +130,7 @@ def log_softmax_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float
     recomputed = probability_error(w, model)
     error = np.maximum(
         _log_softmax_pullback(w.p, np.maximum(saved, recomputed), g, total, model),
-        through_peak(_log_softmax_pullback(w.p, recomputed, g, total, model), value, w.live & (w.d == 0), model),
+        through_maxima(_log_softmax_pullback(w.p, recomputed, g, total, model), np.abs(value), w, model),
     )
     error = np.where(w.live, error, 0.0)
     dead_row = ~w.live.any(-1, keepdims=True)
@@ -167,7 +162,7 @@ def logsumexp_vjp(arguments: Arguments, contract: Contract, *, oracle_u: float =
     # Autograd through m + log Σ exp(x - m): the maximum receives g - Σ dx̂ = 0 but for rounding.
     through = pullback(recomputed)
     at_peak = w.live & (w.d == 0)
-    error = np.maximum(pullback(np.maximum(saved, recomputed)), through_peak(through, value, at_peak, model))
+    error = np.maximum(pullback(np.maximum(saved, recomputed)), through_maxima(through, np.abs(value), w, model))
     error = np.where(at_peak, error + model.few(2) * np.abs(g), error)
     dead_row = ~w.live.any(-1, keepdims=True)
     return {"x": finish(value, error, contract, exact=~w.live & np.isfinite(g), nan=nan, unjudged=unjudged | dead_row)}
