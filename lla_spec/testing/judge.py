@@ -173,7 +173,8 @@ def _written_again(target: Target, formula: Formula, case: Case, arguments: Argu
 def _judged_part(
     target: Target, formula: Formula, case: Case, arguments: Arguments, truth: Truth, outputs: Outputs
 ) -> tuple[Truth, str]:
-    """Leave out what no declared policy settles: gradients of empty rows, NaN behind a mask."""
+    """Leave out what no declared policy settles: gradients of empty rows, NaN behind a mask. Where nothing is declared,
+    rows that see nothing are zeros, and their gradients 0, or NaN of the 0/0 that was replaced."""
     name = formula.name
     if case.special.startswith("masked") and target.policy(name, "nan_in_masked") != "ignored":
         leaks = any(not torch.isfinite(value).all() for value in outputs.values())
@@ -191,7 +192,10 @@ def _judged_part(
         return {key: _free(b, rows) for key, b in truth.items()}, ""
     # Whatever such a row gives, it may give to every gradient of its matrix.
     matrices = np.asarray(empty.any(tuple(range(len(case.batch), empty.ndim))))
-    return {key: _free(b, _over(matrices, formula, case, key, b)) for key, b in truth.items()}, ""
+    where = {key: _over(matrices, formula, case, key, b) for key, b in truth.items()}
+    if policy is None:
+        where = {key: open_ & ~np.isfinite(as_numpy(outputs[key])) for key, open_ in where.items()}
+    return {key: _free(b, where[key]) for key, b in truth.items()}, ""
 
 
 def _keeps_nothing(formula: Formula, arguments: Arguments) -> bool:

@@ -1,5 +1,7 @@
 """What the suite says of targets that are right, wrong, fake, or misbehave."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from lla_spec.testing.diagnose import texts
 from lla_spec.testing.runner import Options, Session
 from lla_spec.testing.targets import load
 from lla_spec.testing.verdicts import exit_status
-from tests.targets import fakes, right, wrong
+from tests.targets import fakes, right, wrong, wrong_lookups
 
 
 def results_of(target, **options):
@@ -29,6 +31,18 @@ def test_a_kernel_of_another_alignment_that_says_so_passes():
     for law in ("definition", "vjp"):
         session, results = results_of(aligned, laws=(law,))
         assert [r.verdict for r in results] == ["pass"], texts(session, results, "aligned")
+
+
+@pytest.mark.parametrize(("filled", "verdict"), [(0.0, "pass"), (torch.nan, "pass"), (1.0, "fail")])
+def test_where_nothing_is_declared_the_gradient_of_a_row_without_keys_is_zero_or_nan(filled, verdict):
+    """The zeros of such a row are constant; NaN comes of the 0/0 that they replaced."""
+    pool = {
+        "mean_pool": wrong_lookups.mean_pool,
+        "mean_pool_vjp": partial(wrong_lookups._gradient_of_nothing, filled=filled),
+    }
+    session = Session(load(pool), Options(ops=("mean_pool",), laws=("vjp",), dtypes=("fp32",), examples=6))
+    results = [session.run(row) for row in session.rows()]
+    assert [result.verdict for result in results] == [verdict], texts(session, results, "pool")
 
 
 CAUSES = {

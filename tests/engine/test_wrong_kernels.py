@@ -96,6 +96,7 @@ LOOKUPS = {
     "pool_counts_in_io": Wrong("mean_pool", "definition", SUMS_IN_IO, dtype="bf16"),
     "pool_gradient_over_all": Wrong("mean_pool", "vjp", ALL_TOKENS),
     "pool_gradient_counts_in_io": Wrong("mean_pool", "vjp", SUMS_IN_IO, dtype="bf16"),
+    "pool_gradient_of_nothing": Wrong("mean_pool", "vjp", "tokens that the mask hides get a gradient"),
     "pool_gradient_of_hidden": Wrong("mean_pool", "vjp", "tokens that the mask hides get a gradient"),
 }
 

@@ -83,6 +83,14 @@ def _gradient_of_hidden_tokens(x, mask=None, *, grad_output):
     return (share[..., None, :].expand(x.shape).to(x.dtype),)
 
 
+def _gradient_of_nothing(x, mask=None, *, grad_output, filled=1.0):
+    """Where the mask keeps nothing, all tokens get `filled` times the cotangent of a constant."""
+    keep = kept(x, mask)
+    share = wide(grad_output)[..., None, :].expand(x.shape)
+    found = torch.where(keep, share / keep.sum(-2, keepdim=True).clamp(min=1), 0)
+    return (torch.where(keep.any(-2, keepdim=True), found, filled * share).to(x.dtype),)
+
+
 embedding_padding_at_zero = _target("row 0 is zero", embedding=_padding_row_held_at_zero)
 embedding_gradient_overwritten = _target("dE overwritten", embedding=embedding, embedding_vjp=_overwriting)
 embedding_gradient_stagnates = _target(
@@ -92,6 +100,7 @@ pool_over_all = _target("mean over all tokens", mean_pool=_mean_over_all)
 pool_counts_in_io = _target("kept tokens counted in io", mean_pool=_mean_by_rounded_count)
 pool_gradient_over_all = _target("dx = dy / n", mean_pool=mean_pool, mean_pool_vjp=_gradient_over_all)
 pool_gradient_of_hidden = _target("dx of hidden tokens", mean_pool=mean_pool, mean_pool_vjp=_gradient_of_hidden_tokens)
+pool_gradient_of_nothing = _target("dx of no token", mean_pool=mean_pool, mean_pool_vjp=_gradient_of_nothing)
 pool_gradient_counts_in_io = _target(
     "dx by a count in io", mean_pool=mean_pool, mean_pool_vjp=_gradient_by_rounded_count
 )
