@@ -46,7 +46,9 @@ def _one_line_errors() -> Iterator[None]:
 
     try:
         yield
-    except (TargetError, CaseError, ReportError, DeclarationError, OSError) as error:
+    except OSError as error:
+        _stop(f"{error.filename}: {error.strerror.lower()}" if error.filename and error.strerror else error)
+    except (TargetError, CaseError, ReportError, DeclarationError) as error:
         _stop(error)
 
 

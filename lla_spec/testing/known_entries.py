@@ -71,7 +71,9 @@ def read_entries(path: Path) -> tuple[Entry, ...]:
     """The entries of a file. Raises KnownError with one line for a person."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise KnownError(f"known {path}: {str(error.strerror).lower()}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise KnownError(f"known {path}: it does not read as TOML: {error}") from None
     for key in content:
         if key != "known":

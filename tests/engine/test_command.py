@@ -50,6 +50,8 @@ def here(command, *arguments):
         (["verify", "cuda.py"], "nothing to check with these options: it takes cuda alone, and that is not available"),
         (["verify", "impl", "--contract", "loose"], "--contract loose: there are strict, fused, whiteboard"),
         (["verify", "impl", "--at", "n=many"], "--at n=many: 'n=many' is not name=size"),
+        (["verify", "mine.py", "--known", "none.toml"], "known none.toml: no such file"),
+        (["compare", "none.json", "none.json"], "none.json: no such file"),
         (["replay", "softmax:definition"], "needs op:law:dtype:device:key=value"),
         (["replay", "softmax:definition:bf16:cpu:n=3"], "needs the sizes m"),
         (["show", "nonsense"], "nonsense: no law of that name"),
