@@ -94,6 +94,28 @@ class EdgesIn(Float64):
         return rounded(a, self.precision) if kind == self.kind else a
 
 
+class HiddenBy(Float64):
+    """Float64, but what a mask hides gets a finite score, and counts where all that is kept is far below it."""
+
+    def __init__(self, score: float) -> None:
+        self.score = score
+
+    def input(self, array: Array, kind: str) -> Array:
+        """A mask hides nothing by a product: one ulp below 1 marks what it hides for `keep`."""
+        return np.where(array == 0, np.nextafter(1.0, 0.0), 1.0) if kind == "mask" else super().input(array, kind)
+
+    def keep(self, a: Array, mask: Array) -> Array:
+        """In place: a plan takes the maximum of this result, and exponentiates what it was given."""
+        np.copyto(a, self.score, where=mask < 1)
+        return a
+
+
+def hidden_by(name: str, arguments: Mapping[str, Any], contract: Contract, *, vjp: bool, score: float) -> Any:
+    """The operation where a mask hides by that score, and what the roundings may do to it."""
+    prepared = prepare(operation(name), arguments, vjp=vjp)
+    return _around(prepared, prepared.run(HiddenBy(score)), name, arguments, contract, vjp)
+
+
 def sums_in_io(name: str, arguments: Mapping[str, Any], contract: Contract, *, vjp: bool, each: bool) -> Any:
     """The operation with its sums rounded to io on their way, and what the remaining roundings may do to that."""
     prepared = prepare(operation(name), arguments, vjp=vjp)

@@ -19,7 +19,7 @@ from lla_spec.calls import Formula, calls
 from lla_spec.evaluating.bounded import Bounded
 from lla_spec.evaluating.contracts import Contract
 from lla_spec.evaluating.contracts import contract as contract_of
-from lla_spec.evaluating.knobs import edges_in, float32_without_maximum, steps_in_io, sums_in_io
+from lla_spec.evaluating.knobs import edges_in, float32_without_maximum, hidden_by, steps_in_io, sums_in_io
 from lla_spec.interface import torch_parameters, torch_shape, unmerged_sizes
 from lla_spec.tensors import Dim
 from lla_spec.testing.cases import Case
@@ -28,6 +28,7 @@ from lla_spec.testing.inputs import Arguments, arguments_of, build, mask_of
 from lla_spec.testing.judge import Judgement, empty_rows
 from lla_spec.testing.truth import Truth, as_numpy, truth_of
 
+FINITE_SCORES = (-1e4, -1e9, -65504.0, -1e30, float(np.finfo(np.float32).min))  # that people hide by
 EVERY_STEP = "every step is rounded to"  # the vaguest cause: a narrower one is looked for in a smaller case
 
 
@@ -103,6 +104,12 @@ def _mask_knobs(
 ) -> Iterator[Knob]:
     vjp = found.case.law == "vjp"
     mask = arguments.get("mask")
+    given = {name: as_numpy(value) for name, value in arguments.items()}
+    for score in FINITE_SCORES if isinstance(mask, Tensor) or arguments.get("is_causal") else ():
+        yield Knob(
+            "what the mask hides gets a finite score, and all that is kept may be below it",
+            lambda score=score: _as_truth(hidden_by(formula.name, given, contract, vjp=vjp, score=score)),
+        )
     if isinstance(mask, Tensor):
         yield Knob("the mask is ignored", changed(mask=None))
         yield Knob("the mask is inverted (True hides instead of shows)", changed(mask=~mask))

@@ -21,6 +21,10 @@ BY_CAUSE = (
     (r"^the given eps", "use the eps that is given: 1e-5 and 1e-6 are defaults"),
     (r"^eps is", "add eps to the mean of the squares, under the root: rsqrt(variance + eps)"),
     (r"mask is ignored", "hide before the softmax: scores.masked_fill(~mask, -inf)"),
+    (
+        r"gets a finite score",
+        "hide by -inf: scores.masked_fill(~mask, -inf); scores of -10⁴ and less are met, in 16 bits too",
+    ),
     (r"mask is inverted", "True may be looked at: scores.masked_fill(~mask, -inf), or invert the mask in an adapter"),
     (r"is_causal is ignored", "with is_causal, query i sees key j where j ≤ i + m - n: mask & ones(n, m).tril(m - n)"),
     (

@@ -33,13 +33,13 @@ WAY_BACK = "python -m tests.engine.test_failure_texts --write"
 
 
 def attention(q, k, v, mask=None, *, is_causal=False, scale=None, default=None, corner=0, inverted=False, empty=0.0,
-              shifted=True, dtype=torch.float64):  # fmt: skip
+              shifted=True, hidden=-torch.inf, dtype=torch.float64):  # fmt: skip
     """Right, with a knob for each mistake: `corner` moves the causal diagonal by n - m, as top-left alignment does."""
     n, m, d = q.shape[-2], k.shape[-2], q.shape[-1]
     visible = torch.ones(n, m, dtype=torch.bool) if mask is None else mask ^ inverted
     visible = visible & torch.ones(n, m, dtype=torch.bool).tril((m - n) * (1 - corner)) if is_causal else visible
     scores = q.to(dtype) @ k.to(dtype).mT * ((default or d**-0.5) if scale is None else scale)
-    scores = scores.masked_fill(~visible, -torch.inf)
+    scores = scores.masked_fill(~visible, hidden)
     peak = scores.detach().amax(-1, keepdim=True).clamp_min(-1e30) if shifted else 0.0
     weights = (scores - peak).exp()
     total = weights.sum(-1, keepdim=True)
@@ -145,6 +145,7 @@ KINDS = {  # name: functions, law, dtype, and the operation where it is not the 
     "law": ({"softmax": rounded(lambda x: torch.softmax(x, -1) * 1.5)}, "row_sums", "fp32"),
     "scale_missing": ({"attention": wrong(default=1.0)}, "definition", "bf16"),
     "mask_inverted": ({"attention": wrong(inverted=True)}, "definition", "fp32"),
+    "finite_score_hides": ({"attention": wrong(hidden=-1e4)}, "definition", "fp32"),
     "causal_top_left": ({"attention": wrong(corner=1)}, "definition", "fp32"),
     "empty_row_is_nan": ({"attention": wrong(empty=torch.nan)}, "definition", "fp32"),
     "no_maximum": ({"attention": wrong(shifted=False, dtype=torch.float32)}, "definition", "fp32"),
