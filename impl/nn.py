@@ -288,7 +288,7 @@ def _swap_loss(swapped: Swapped, operations: Any, model: nn.Module) -> None:
     def undo() -> None:
         vars(model).pop("_loss_function", None)
         if kept is not None:
-            setattr(model, "loss_function", kept)  # noqa: B010
+            setattr(model, "loss_function", kept)  # noqa: B010  as above
 
     swapped._undo.append(undo)
 

@@ -98,7 +98,7 @@ class HiddenBy(Float64):
     """Float64, but what a mask hides gets a finite score, and counts where all that is kept is far below it."""
 
     def __init__(self, score: float) -> None:
-        self.score = score
+        self.score, self.used = score, False
 
     def input(self, array: Array, kind: str) -> Array:
         """A mask hides nothing by a product: one ulp below 1 marks what it hides for `keep`."""
@@ -106,14 +106,19 @@ class HiddenBy(Float64):
 
     def keep(self, a: Array, mask: Array) -> Array:
         """In place: a plan takes the maximum of this result, and exponentiates what it was given."""
+        self.used = True
         np.copyto(a, self.score, where=mask < 1)
         return a
 
 
-def hidden_by(name: str, arguments: Mapping[str, Any], contract: Contract, *, vjp: bool, score: float) -> Any:
-    """The operation where a mask hides by that score, and what the roundings may do to it."""
-    prepared = prepare(operation(name), arguments, vjp=vjp)
-    return _around(prepared, prepared.run(HiddenBy(score)), name, arguments, contract, vjp)
+def hidden_by(name: str, arguments: Mapping[str, Any], contract: Contract, score: float) -> Any:
+    """The operation, forward, where a mask hides by that score, and what the roundings may do to it. ValueError where
+    there are no scores (a mean hides by a product)."""
+    prepared, domain = prepare(operation(name), arguments), HiddenBy(score)
+    values = prepared.run(domain)
+    if not domain.used:
+        raise ValueError("nothing is hidden by a score here")
+    return _around(prepared, values, name, arguments, contract, vjp=False)
 
 
 def sums_in_io(name: str, arguments: Mapping[str, Any], contract: Contract, *, vjp: bool, each: bool) -> Any:

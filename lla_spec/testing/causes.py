@@ -28,7 +28,7 @@ from lla_spec.testing.inputs import Arguments, arguments_of, build, mask_of
 from lla_spec.testing.judge import Judgement, empty_rows
 from lla_spec.testing.truth import Truth, as_numpy, truth_of
 
-FINITE_SCORES = (-1e4, -1e9, -65504.0, -1e30, float(np.finfo(np.float32).min))  # that people hide by
+FINITE_SCORE = -1e4  # where a lower one is not low enough, this one is not either, and gives the same
 EVERY_STEP = "every step is rounded to"  # the vaguest cause: a narrower one is looked for in a smaller case
 
 
@@ -104,11 +104,11 @@ def _mask_knobs(
 ) -> Iterator[Knob]:
     vjp = found.case.law == "vjp"
     mask = arguments.get("mask")
-    given = {name: as_numpy(value) for name, value in arguments.items()}
-    for score in FINITE_SCORES if isinstance(mask, Tensor) or arguments.get("is_causal") else ():
+    if (isinstance(mask, Tensor) or arguments.get("is_causal")) and not vjp:
+        given = {name: as_numpy(value) for name, value in arguments.items()}
         yield Knob(
             "what the mask hides gets a finite score, and all that is kept may be below it",
-            lambda score=score: _as_truth(hidden_by(formula.name, given, contract, vjp=vjp, score=score)),
+            lambda: _as_truth(hidden_by(formula.name, given, contract, FINITE_SCORE)),
         )
     if isinstance(mask, Tensor):
         yield Knob("the mask is ignored", changed(mask=None))

@@ -61,7 +61,8 @@ def lessens(formula: Formula, found: Judgement, contract: Contract, words: str) 
             wrong += np.count_nonzero(off)
             if key in truth and truth[key].value.shape == computed.shape:
                 before, after = (_distance(computed, bounded.value) for bounded in (right[key], truth[key]))
-                closer += np.count_nonzero(off & ((2 * after < before) | (after <= truth[key].error)))
+                within = np.isfinite(truth[key].error) & (after <= truth[key].error)
+                closer += np.count_nonzero(off & ((2 * after < before) | within))
         if 2 * closer > wrong:
             return True
     return False

@@ -25,15 +25,15 @@ def through_maxima(
 ) -> Array:
     """The error (..., n) of a gradient of logits, with what autograd gives to every maximum of one pass or two.
 
-    `logit_error`: how far a kernel's logits may be from those of `w`; it decides which of them may be a maximum.
+    `flow`: f, not negative. `logit_error`: how far a kernel's logits may be from those of `w`; it decides which of them
+    may be a maximum.
     """
     gamma = model.gamma(flow.shape[-1])
-    through = np.zeros(error.shape)
-    ends = np.where(w.live, _ends(w, logit_error), 0)
+    through, ends = np.zeros(error.shape), _ends(w, logit_error)
     upto = np.cumsum((1 + gamma) * error + gamma * flow, axis=-1)
     at = np.nonzero(ends)
     through[at] = upto[(*at[:-1], ends[at] - 1)] * (1 + model.few(2))
-    return error + model.few(1) * (np.abs(flow) + error) + through
+    return error + model.few(1) * (flow + error) + through
 
 
 def _ends(w: Weights, logit_error: Array | float) -> Array:
@@ -42,20 +42,19 @@ def _ends(w: Weights, logit_error: Array | float) -> Array:
     low, high = (np.where(w.live, w.d + side, -np.inf) for side in (-off, off))
     surely = np.maximum.accumulate(low, axis=-1)  # the maximum after each entry, at least
     before = np.concatenate([np.full_like(surely[..., :1], -np.inf), surely[..., :-1]], axis=-1)
-    rows, places = np.nonzero((w.live & (high >= before)).reshape(-1, w.d.shape[-1]))
     ends = np.zeros(w.d.shape, dtype=np.int64)
-    ends.reshape(-1, w.d.shape[-1])[rows, places] = _bisected(
-        surely.reshape(-1, w.d.shape[-1]), rows, places, high.reshape(-1, w.d.shape[-1])[rows, places]
-    )
+    at = np.nonzero(w.live & (high >= before))
+    ends[at] = _bisected(surely, at, high[at])
     return ends
 
 
-def _bisected(rising: Array, rows: Array, places: Array, values: Array) -> Array:
-    """The first place beyond `places` where the rising row is above the value; the row's length where it never is."""
-    first, last = places + 1, np.full(places.shape, rising.shape[-1])
+def _bisected(rising: Array, at: tuple[Array, ...], values: Array) -> Array:
+    """The first place beyond `at` where the rising row is above the value; the row's length where it never is."""
+    length = rising.shape[-1]
+    first, last = at[-1] + 1, np.full(values.shape, length)
     while (first < last).any():
         middle = (first + last) // 2
-        above = rising[rows, np.minimum(middle, rising.shape[-1] - 1)] > values
+        above = rising[(*at[:-1], np.minimum(middle, length - 1))] > values
         open_ = first < last
         last = np.where(open_ & above, middle, last)
         first = np.where(open_ & ~above, middle + 1, first)
